@@ -1,0 +1,168 @@
+"""The `evoselect` command: what each subcommand takes; what it does is in `commands/`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evoselect_pipeline.errors import EvoselectError
+
+app = typer.Typer(
+    name="evoselect",
+    help="Generate, select, train, round after round: adapt an open LLM to one task.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(StrEnum):
+    """How a report is written."""
+
+    table = "table"
+    json = "json"
+
+
+class Method(StrEnum):
+    """A selector."""
+
+    evoselect = "evoselect"
+    all = "all"
+    random = "random"
+    attribution = "attribution"
+    round_robin = "round_robin"
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="A line's YAML; the playground if not given."),
+]
+HomeDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        metavar="DIR",
+        help="Folder of all state. [default: $EVOSELECT_HOME or ./evoselect_home]",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in selection.ratio=0.1."),
+]
+ReportFormat = Annotated[
+    Format, typer.Option("--format", help="Table for people, JSON for programs.")
+]
+
+
+@app.command()
+def run(
+    rounds: Annotated[int, typer.Option(min=1, help="How many rounds to add.")] = 2,
+    config: ConfigFile = None,
+    home: HomeDir = None,
+    set_: Set = None,
+    format: ReportFormat = Format.table,
+) -> None:
+    """Materialize the next rounds through Dagster on this machine, then show what came of them.
+
+    A round that was interrupted is finished first; nothing that was done is done again.
+    """
+    from evoselect_pipeline.commands.run import run_rounds
+
+    sys.exit(run_rounds(config, home, set_ or [], rounds, format.value))
+
+
+@app.command()
+def ui(
+    home: HomeDir = None,
+    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000,
+) -> None:
+    """Start the Dagster UI with its daemon, and the MLflow UI, on loopback; Ctrl-C stops all."""
+    from evoselect_pipeline.commands.ui import serve
+
+    sys.exit(serve(home, port, mlflow_port))
+
+
+@app.command()
+def init(home: HomeDir = None) -> None:
+    """Create the home: its folders, Dagster's configuration and MLflow's database."""
+    from evoselect_pipeline.commands.context import open_home
+
+    typer.echo(f"home is ready: {open_home(home).root}")
+
+
+@app.command()
+def status(
+    config: ConfigFile = None,
+    home: HomeDir = None,
+    set_: Set = None,
+    format: ReportFormat = Format.table,
+) -> None:
+    """Show the finished rounds of a line and its champion."""
+    from evoselect_pipeline.commands.status import show_status
+
+    show_status(config, home, set_ or [], format.value)
+
+
+@app.command()
+def lineage(
+    sample_id: Annotated[
+        str | None, typer.Argument(help="Id of a row, or its first digits (4 at least).")
+    ] = None,
+    round: Annotated[int | None, typer.Option(help="All decisions of a round instead.")] = None,
+    config: ConfigFile = None,
+    home: HomeDir = None,
+    format: ReportFormat = Format.table,
+) -> None:
+    """Tell one row's story: who wrote it, why it was chosen or not, which adapters it trained."""
+    from evoselect_pipeline.commands.lineage import show_lineage
+
+    show_lineage(sample_id, round, config, home, format.value)
+
+
+@app.command()
+def select(
+    candidates: Annotated[Path, typer.Option(metavar="FILE", help="JSONL of rows to choose from.")],
+    target: Annotated[Path, typer.Option(metavar="FILE", help="JSONL of rows to align with.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where chosen rows go: .jsonl or .parquet.")
+    ],
+    budget: Annotated[
+        float, typer.Option(help="Rows to choose: a number, or a share of the pool if below 1.")
+    ] = 0.2,
+    model: Annotated[
+        str, typer.Option(help="Hub name or folder of the proxy model.")
+    ] = "playground",
+    method: Annotated[Method, typer.Option(help="The selector.")] = Method.evoselect,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_length: Annotated[int, typer.Option(min=8, help="Longest row in tokens.")] = 2048,
+    set_: Set = None,
+    format: ReportFormat = Format.table,
+) -> None:
+    """Choose rows from your own files, each with a reason: selection alone, without Dagster.
+
+    Rows are JSON objects with `messages`, or `prompt` and `completion`; chosen rows keep all their
+    fields and gain sample_id, rank, reason, target_id and transport_mass.
+    """
+    from evoselect_pipeline.commands.select import Request, select_rows
+
+    request = Request(
+        candidates, target, out, budget, model, method.value, seed, max_length, tuple(set_ or ())
+    )
+    select_rows(request, format.value)
+
+
+def main() -> None:
+    """Run the command line: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    try:
+        app(standalone_mode=True)
+    except EvoselectError as error:
+        typer.secho(f"evoselect: {error}", fg="red", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("evoselect: interrupted; what was finished is kept", fg="yellow", err=True)
+        sys.exit(130)

@@ -1,0 +1,97 @@
+"""`evoselect run`: the next rounds of a line, through Dagster, in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evoselect_pipeline.commands.console import live_progress, stderr
+from evoselect_pipeline.commands.context import home_at, read_line_config
+from evoselect_pipeline.commands.status import report
+from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.rounds.line import Line
+from evoselect_pipeline.stores.home import Home, round_key
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+
+def run_rounds(
+    config_file: Path | None,
+    home_dir: Path | None,
+    overrides: Sequence[str],
+    num_rounds: int,
+    format: str,
+) -> int:
+    """Materialize the next rounds; return 0, or 1 if a round failed."""
+    config = read_line_config(config_file, overrides)
+    from evoselect_pipeline.rounds.data import load_task
+
+    load_task(config)  # bad files are found before anything is created
+    home = home_at(home_dir).init()
+    line = Line(config, home)
+    seconds: dict[int, float] = {}
+    with home.lease(line.name, f"evoselect run (process {os.getpid()})"):
+        for _ in range(num_rounds):
+            round_number = line.next_round()
+            stderr.print(f"[bold]Round {round_key(round_number)} of line {line.name}[/bold]")
+            started = time.monotonic()
+            if failure := _materialize(config, home, round_number):
+                stderr.print(f"[red]round {round_key(round_number)} failed[/red]: {failure}")
+                stderr.print("What was finished is kept; `evoselect run` goes on from there.")
+                return 1
+            seconds[round_number] = time.monotonic() - started
+    report(line, format, seconds)
+    return 0
+
+
+def _materialize(config: LineConfig, home: Home, round_number: int) -> str | None:
+    """Run one round; return what went wrong, if anything did."""
+    os.environ["DAGSTER_HOME"] = str(home.dagster_dir)
+    import dagster as dg
+
+    from evoselect_pipeline.components.evolution_line import LINE_TAG, line_definitions
+    from evoselect_pipeline.components.resources import HomeResource
+
+    definitions = line_definitions(config)
+    key = round_key(round_number)
+    _quiet_loggers()
+    with dg.DagsterInstance.from_config(str(home.dagster_dir)) as instance, live_progress():
+        instance.add_dynamic_partitions(f"{config.line}_rounds", [key])
+        result = dg.materialize(
+            [*(definitions.assets or ()), *(definitions.asset_checks or ())],  # type: ignore[list-item]
+            partition_key=key,
+            instance=instance,
+            resources={"home": HomeResource(root=str(home.root))},
+            tags={LINE_TAG: config.line},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
+    return None if result.success else _failure(result)
+
+
+def _failure(result: dg.ExecuteInProcessResult) -> str:
+    for event in result.get_step_failure_events():
+        data = event.step_failure_data
+        if data.user_failure_data and data.user_failure_data.description:
+            return f"{event.step_key}: {data.user_failure_data.description}"
+        if data.error:
+            cause = data.error.cause or data.error
+            return (
+                f"{event.step_key}: {cause.message.strip()}\nThe whole trace is in the run's log:"
+                f" evoselect ui, run {result.run_id[:8]}"
+            )
+    for evaluation in result.get_asset_check_evaluations():
+        if not evaluation.passed:
+            return f"check {evaluation.check_name}: {evaluation.description}"
+    return "the run ended without saying why; see its log in `evoselect ui`"
+
+
+def _quiet_loggers() -> None:
+    """Keep libraries' chatter out of the progress display; Dagster's event log has it all."""
+    for name in ("alembic", "mlflow", "py.warnings", "transformers", "peft"):
+        logging.getLogger(name).setLevel(logging.ERROR)

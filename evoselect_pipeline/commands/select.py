@@ -1,0 +1,196 @@
+"""`evoselect select`: rows in, chosen rows with explanations out; no Dagster, no home."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evoselect_pipeline.commands.console import (
+    live_progress,
+    print_json,
+    print_table,
+    stderr,
+    stdout,
+)
+from evoselect_pipeline.config import LineConfig, parse_config
+from evoselect_pipeline.core.features import Features, selection_problem
+from evoselect_pipeline.core.gates import evaluation_keys, gate
+from evoselect_pipeline.core.records import Sample
+from evoselect_pipeline.core.selection import Budget, Rejection, Selection
+from evoselect_pipeline.core.selectors import select
+from evoselect_pipeline.errors import ConfigError, DataError
+from evoselect_pipeline.stores.artifacts import write_bytes_atomic
+from evoselect_pipeline.stores.jsonl import read_samples, read_samples_with_rows
+
+GAINED = ("sample_id", "rank", "reason", "target_id", "transport_mass")
+SUFFIXES = (".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    candidates: Path
+    target: Path
+    out: Path
+    budget: float
+    model: str
+    method: str
+    seed: int
+    max_length: int
+    overrides: tuple[str, ...] = ()
+
+
+def select_rows(request: Request, format: str) -> None:
+    """Choose rows and write them; a summary goes to stdout."""
+    config = _config(request)
+    _check_out(request.out)
+    rows = read_samples_with_rows(request.candidates)
+    targets = list({s.sample_id: s for s in read_samples(request.target)}.values())
+    passed, rejected = gate([sample for sample, _ in rows], evaluation_keys(targets))
+    budget = _budget(request.budget, len(passed), request.candidates)
+    with live_progress():
+        selection, unusable = choose(passed, targets, budget, config)
+    rejections = [*rejected, *unusable, *selection.rejections]
+    _write(request.out, _chosen_rows(rows, selection))
+    _report(request, selection, rejections, len(rows), format)
+
+
+def choose(
+    candidates: Sequence[Sample], targets: Sequence[Sample], budget: Budget, config: LineConfig
+) -> tuple[Selection, list[Rejection]]:
+    """Represent rows by a model's gradients and select among them.
+
+    Returns
+    -------
+    selection : Selection
+    unusable : list of Rejection
+        Candidates that could not be represented, with the reason.
+    """
+    import numpy as np
+
+    from evoselect_pipeline.core.gradients import concatenate
+    from evoselect_pipeline.rounds.representation import compute_gradients
+    from evoselect_pipeline.training.models import load_encoder, load_proxy
+
+    proxy = load_proxy(config.model, None, config.lora, config.seed)
+    encoder = load_encoder(config.model)
+    rows = list({s.sample_id: s for s in [*candidates, *targets]}.values())
+    batches, unusable = compute_gradients(rows, proxy, encoder, config.gradients, config.seed)
+    computed = list(batches)
+    left_out = {row.sample_id: row for row in unusable}
+    for target in targets:
+        if target.sample_id in left_out:
+            detail = left_out[target.sample_id].detail
+            raise DataError(f"target row {target.prompt[:60]!r} cannot be represented: {detail}")
+    usable = [sample for sample in candidates if sample.sample_id not in left_out]
+    if len(usable) < budget.rows:
+        raise DataError(
+            f"only {len(usable)} of {len(candidates)} candidates can be represented, fewer than the"
+            f" budget of {budget.rows}; the first reason: {unusable[0].detail}"
+        )
+    whole = concatenate(computed)
+    place_of = {sample_id: place for place, sample_id in enumerate(whole.sample_ids)}
+
+    def features(samples: Sequence[Sample]) -> Features:
+        part = whole.take(np.array([place_of[sample.sample_id] for sample in samples]))
+        return Features(part.vectors, part.norms, part.losses, part.num_tokens)
+
+    problem = selection_problem(
+        usable,
+        features(usable),
+        targets,
+        features(targets),
+        centre=config.gradients.centre,
+    )
+    settings = config.selection
+    selection = select(problem, budget, config.seed, settings.method, settings.evoselect)
+    return selection, [Rejection(row.sample_id, row.reason, row.detail) for row in unusable]
+
+
+def _config(request: Request) -> LineConfig:
+    tree = {
+        "seed": request.seed,
+        "model": {"name": request.model, "max_length": request.max_length},
+        "selection": {"method": request.method},
+    }
+    return parse_config(tree, "the command line", request.overrides)
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix not in SUFFIXES:
+        raise ConfigError(f"--out {out}: expected a name ending in {' or '.join(SUFFIXES)}")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: folder {out.parent} does not exist; create it first")
+
+
+def _budget(asked: float, num_rows: int, source: Path) -> Budget:
+    if asked <= 0 or (asked > 1 and asked != int(asked)):
+        raise ConfigError(
+            f"--budget {asked:g}: expected a whole number of rows, or a share between 0 and 1"
+        )
+    num_wanted = max(1, round(asked * num_rows)) if asked < 1 else int(asked)
+    if num_wanted > num_rows:
+        raise ConfigError(
+            f"--budget {num_wanted}: {source} has only {num_rows} distinct rows that may be chosen;"
+            " lower the budget or add rows"
+        )
+    return Budget(rows=num_wanted)
+
+
+def _chosen_rows(rows: Sequence[tuple[Sample, dict]], selection: Selection) -> list[dict[str, Any]]:
+    row_of: dict[str, dict] = {}
+    for sample, row in rows:
+        row_of.setdefault(sample.sample_id, row)
+    return [
+        {**row_of[pick.sample_id], **{name: getattr(pick, name) for name in GAINED}}
+        for pick in selection.picks
+    ]
+
+
+def _write(out: Path, rows: list[dict[str, Any]]) -> None:
+    if out.suffix == ".jsonl":
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        write_bytes_atomic(out, "".join(lines).encode("utf-8"))
+        return
+    import io
+
+    import polars as pl
+
+    buffer = io.BytesIO()
+    pl.DataFrame(rows, infer_schema_length=None).write_parquet(buffer)
+    write_bytes_atomic(out, buffer.getvalue())
+
+
+def _report(
+    request: Request,
+    selection: Selection,
+    rejections: Sequence[Rejection],
+    num_rows: int,
+    format: str,
+) -> None:
+    stages = Counter(rejection.stage for rejection in rejections)
+    unreached = selection.diagnostics.get("unreached_targets", [])
+    if format == "json":
+        summary = {
+            "out": str(request.out),
+            "method": selection.method,
+            "num_candidates": num_rows,
+            "num_selected": len(selection.picks),
+            "rejected": dict(stages),
+            "unreached_targets": unreached,
+        }
+        print_json(summary)
+        return
+    counts = [("chosen", len(selection.picks)), *stages.most_common()]
+    repeated = num_rows - len(selection.picks) - len(rejections)
+    counts += [("repeated in the file", repeated)] * (repeated > 0)
+    table = [(what.replace("_", " "), count) for what, count in counts]
+    print_table(f"{num_rows} rows by {selection.method}", ["decision", "rows"], table)
+    if unreached:
+        stderr.print(f"[yellow]{len(unreached)} target rows have no candidate near them[/yellow]")
+    stdout.print(f"Written to {request.out}, best first, with the reason for each row.")

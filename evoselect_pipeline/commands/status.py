@@ -1,0 +1,74 @@
+"""`evoselect status`, and the summary at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evoselect_pipeline.commands.console import print_json, print_table, stdout
+from evoselect_pipeline.commands.context import open_line
+from evoselect_pipeline.rounds.adaptation import round_facts
+from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts
+
+EXPLANATION = """\
+Accuracy is the share of test rows answered exactly. base: the model as it came; before and after:
+the adapter that entered the round, and the one trained on the selected rows. An adapter is promoted
+unless the validation rows say that it may be worse than the one before."""
+
+
+def show_status(
+    config: Path | None, home: Path | None, overrides: Sequence[str], format: str
+) -> None:
+    """Show all finished rounds of a line."""
+    report(open_line(config, home, overrides), format, {})
+
+
+def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
+    """Write the finished rounds of a line, and its champion, as a table or as JSON."""
+    rounds = [round_facts(line, number) for number in range(line.next_round())]
+    for facts in rounds:
+        if facts["round"] in seconds:
+            facts["seconds"] = round(seconds[facts["round"]], 1)
+    champion = champion_of(line, rounds)
+    if format == "json":
+        print_json({"rounds": rounds, "champion": champion})
+        return
+    if not rounds:
+        stdout.print(f"Line {line.name} has no finished round yet; `evoselect run` makes two.")
+        return
+    columns = ["round", "base", "before", "after", "promoted", "candidates", "selected", "rejected"]
+    timed = any("seconds" in facts for facts in rounds)
+    rows = [_row(facts, timed) for facts in rounds]
+    print_table(f"Line {line.name}: accuracy on the test rows", columns + ["seconds"] * timed, rows)
+    stdout.print(EXPLANATION, style="dim")
+    last = rounds[-1]
+    gain = champion["test"] - last["base"]
+    stdout.print(
+        f"\nThe champion answers {champion['test']:.1%} of the test rows; the base model answers"
+        f" {last['base']:.1%} ({gain:+.1%})."
+    )
+    stdout.print(f"Adapter:  {champion['adapter']}")
+    stdout.print(f"Look:     evoselect ui --home {line.home.root}")
+    stdout.print(f"Explain:  evoselect lineage --round {last['round']} --home {line.home.root}")
+
+
+def champion_of(line: Line, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The adapter that serves: the last one promoted, or the bare base model."""
+    if not rounds:
+        return {}
+    last = rounds[-1]
+    number = read_facts(line.artifact(last["round"], PROMOTED))["champion_round"]
+    if number is None:
+        return {"line": line.name, "round": None, "adapter": "the base model", "test": last["base"]}
+    adapter = line.stage_dir(number, "lora_checkpoint") / "adapter"
+    test = rounds[number]["after"]
+    return {"line": line.name, "round": number, "adapter": str(adapter), "test": test}
+
+
+def _row(facts: Mapping[str, Any], timed: bool) -> list[Any]:
+    rejected = sorted(facts["rejected"].items(), key=lambda item: -item[1])
+    reasons = ", ".join(f"{count} {stage.replace('_', ' ')}" for stage, count in rejected)
+    names = ("round", "base", "before", "after", "promoted", "num_candidates", "num_selected")
+    row = [facts[name] for name in names] + [reasons]
+    return row + [facts.get("seconds")] if timed else row

@@ -1,0 +1,37 @@
+"""Facts of a stage as Dagster metadata."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+
+def metadata_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Dagster metadata of a flat mapping: numbers get plotted, nested values become JSON.
+
+    Dagster refuses numpy numbers and shows nothing for NaN; facts hold neither, and what is None
+    is left out.
+    """
+    shown: dict[str, Any] = {}
+    for name, value in facts.items():
+        if isinstance(value, (dict, list)):
+            shown[name] = dg.MetadataValue.json(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            shown[name] = str(value)
+        elif value is not None:
+            shown[name] = value
+    return shown
+
+
+def subset_table(picks: list[dict[str, Any]], most: int = 50) -> dg.TableMetadataValue:
+    """The first chosen rows with their reasons, for reading in the UI."""
+    columns = ("rank", "sample_id", "target_id", "transport_mass", "cost", "reason")
+    types = dict(zip(columns, ("int", "string", "string", "float", "float", "string"), strict=True))
+    return dg.TableMetadataValue(
+        records=[
+            dg.TableRecord({name: pick[name] for name in columns if pick[name] is not None})
+            for pick in picks[:most]
+        ],
+        schema=dg.TableSchema([dg.TableColumn(name, kind) for name, kind in types.items()]),
+    )

@@ -1,0 +1,249 @@
+"""The configuration of one evolution line: one frozen tree, unknown keys refused."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from evoselect_pipeline.core.selection import EvoSelectSettings
+from evoselect_pipeline.errors import ConfigError
+
+LINE_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,62}")
+
+
+class Settings(BaseModel):
+    """Base of the tree: frozen, and a key nobody reads is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PlaygroundTask(Settings):
+    """A task of the built-in world."""
+
+    kind: Literal["playground"] = "playground"
+    name: str = Field("stories", description="One of the built-in tasks.")
+    num_targets: int = Field(64, ge=1, description="Target rows, which selection aligns with.")
+    num_validation: int = Field(200, ge=1, description="Rows that decide about promotion.")
+    num_test: int = Field(600, ge=1, description="Rows that are only reported.")
+
+
+class FileTask(Settings):
+    """A task in the user's own JSONL files, one row a line."""
+
+    kind: Literal["files"]
+    targets: Path = Field(description="Target rows, which selection aligns with.")
+    validation: Path = Field(description="Rows that decide about promotion.")
+    test: Path = Field(description="Rows that are only reported.")
+
+
+class PlaygroundSource(Settings):
+    """The built-in generator, which errs on purpose."""
+
+    kind: Literal["playground"] = "playground"
+    world: Literal["weak", "strong"] = "weak"
+    num_candidates: int = Field(6000, ge=1)
+
+
+class FileSource(Settings):
+    """Candidates that somebody else wrote: a JSONL file for each round."""
+
+    kind: Literal["files"]
+    pattern: str = Field(
+        description="Path of a round's file, with {round} for the round's four digits."
+    )
+
+
+class ModelSettings(Settings):
+    """A causal LM of transformers."""
+
+    name: str = Field("playground", description="Hub name, folder, or the shipped `playground`.")
+    revision: str | None = Field(None, description="Commit on the hub; pin it for real work.")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_length: int = Field(1024, ge=8, description="Longest row in tokens; longer ones are out.")
+
+
+class LoraSettings(Settings):
+    """The adapter's shape."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str | tuple[str, ...] = Field("all-linear", description="Layers, as peft names them.")
+
+
+class GradientSettings(Settings):
+    """How rows are represented."""
+
+    dim: int = Field(2048, ge=1, description="Width of the sketch.")
+    batch_tokens: int = Field(8192, ge=1, description="Padded tokens in one batch.")
+    centre: bool = Field(True, description="Take the pool's mean gradient out of every row.")
+
+
+class SelectionSettings(Settings):
+    """Which rows train the student."""
+
+    method: Literal["evoselect", "all", "random", "attribution", "round_robin"] = "evoselect"
+    ratio: float = Field(0.2, gt=0, le=1, description="Share of the candidates to choose.")
+    memory_rounds: int = Field(2, ge=0, description="Earlier rounds whose rows repel new ones.")
+    evoselect: EvoSelectSettings = Field(default_factory=EvoSelectSettings)
+
+
+class TrainSettings(Settings):
+    """The optimizer's work in one round."""
+
+    steps: int = Field(200, ge=1, description="Optimizer steps; ignored when `epochs` is given.")
+    epochs: float | None = Field(None, gt=0)
+    batch_size: int = Field(32, ge=1)
+    accumulation: int = Field(1, ge=1, description="Micro-batches in one optimizer step.")
+    learning_rate: float = Field(4e-3, gt=0)
+    warmup: int = Field(10, ge=0, description="Steps of linear warm-up before the cosine decay.")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    bf16: bool = False
+    checkpoint_steps: int = Field(100, ge=1)
+
+
+class EvaluationSettings(Settings):
+    """How answers are decoded."""
+
+    max_new_tokens: int = Field(32, ge=1)
+    batch_size: int = Field(128, ge=1)
+
+
+class PromotionSettings(Settings):
+    """When a trained adapter becomes the champion."""
+
+    tolerance: float = Field(
+        0.02, ge=0, description="Loss of validation accuracy that the interval may reach down to."
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+
+class ScheduleSettings(Settings):
+    """The nightly round."""
+
+    cron: str = "0 2 * * *"
+    timezone: str = "UTC"
+
+
+class LineConfig(Settings):
+    """One evolution line: one task evolving under one configuration."""
+
+    line: str = Field("playground", description="Name: lower-case letters, digits, underscores.")
+    seed: int = Field(0, ge=0)
+    task: Annotated[PlaygroundTask | FileTask, Field(discriminator="kind")] = PlaygroundTask()
+    generator: Annotated[PlaygroundSource | FileSource, Field(discriminator="kind")] = (
+        PlaygroundSource()
+    )
+    min_candidates: int = Field(16, ge=1, description="Fewer usable candidates end the round.")
+    model: ModelSettings = ModelSettings()
+    proxy: ModelSettings | None = Field(
+        None, description="Model whose gradients represent rows; the student itself if not given."
+    )
+    refresh_proxy: bool = Field(
+        True, description="Let the proxy wear the incoming adapter, if it is the student's model."
+    )
+    lora: LoraSettings = LoraSettings()
+    gradients: GradientSettings = GradientSettings()
+    selection: SelectionSettings = SelectionSettings()
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    promotion: PromotionSettings = PromotionSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> LineConfig:
+        if not LINE_NAME.fullmatch(self.line):
+            raise ValueError(f"line {self.line!r} must match {LINE_NAME.pattern}")
+        if (self.task.kind == "playground") != (self.generator.kind == "playground"):
+            raise ValueError("task.kind and generator.kind must both be playground, or both files")
+        return self
+
+
+def parse_config(data: Any, where: str, overrides: Sequence[str] = ()) -> LineConfig:
+    """Check a decoded configuration.
+
+    Parameters
+    ----------
+    data : mapping
+        The tree itself, or a `defs.yaml` that holds it under `attributes`.
+    where : str
+        File name for messages.
+    overrides : sequence of str
+        `key.path=value` pairs that win over the file; values are read as YAML.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, what was found, and for an unknown key the nearest known one.
+    """
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected keys and values, found {type(data).__name__}")
+    if "attributes" in data and "type" in data:
+        data = data["attributes"] or {}
+    data = dict(data)
+    for override in overrides:
+        _override(data, override)
+    try:
+        return LineConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, where)) from None
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> LineConfig:
+    """Read a configuration file in YAML."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
+    return parse_config(data, str(path), overrides)
+
+
+def _override(data: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected KEY=VALUE, as in selection.ratio=0.1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from None
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = data.get(parent)
+        data[parent] = dict(child) if isinstance(child, dict) else {}
+        data = data[parent]
+    data[last] = value
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for item in error.errors():
+        path = [str(part) for part in item["loc"]]
+        key = ".".join(path)
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            near = difflib.get_close_matches(path[-1], _known_keys(), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            lines.append(f"{where}: unknown key {key!r}{hint}")
+        else:
+            found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
+            lines.append(f"{where}: {key or 'config'}: {item['msg']}{found}")
+    return "\n".join(lines)
+
+
+def _known_keys() -> list[str]:
+    """Every key of the tree, for naming the nearest one."""
+    schema = LineConfig.model_json_schema()
+    keys = set(schema["properties"])
+    for definition in schema["$defs"].values():
+        keys |= set(definition.get("properties", ()))
+    return sorted(keys)

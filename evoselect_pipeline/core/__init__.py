@@ -1,0 +1,1 @@
+"""The pure part: torch, numpy, scipy and POT only; no Dagster, MLflow or LanceDB."""

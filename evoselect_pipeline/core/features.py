@@ -1,0 +1,75 @@
+"""From rows and their gradient features to a selection problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from evoselect_pipeline.core.gates import text_key
+from evoselect_pipeline.core.records import Sample
+from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
+
+
+class Features(NamedTuple):
+    """Gradient features of n rows in a given order; see `gradients.GradientBatch`."""
+
+    vectors: np.ndarray  # [n, D] float32, unit rows
+    norms: np.ndarray  # [n] float32
+    losses: np.ndarray  # [n] float32
+    num_tokens: np.ndarray  # [n] int32
+
+
+def selection_problem(
+    candidates: Sequence[Sample],
+    candidate_features: Features,
+    targets: Sequence[Sample],
+    target_features: Features,
+    history_ids: Sequence[str] = (),
+    history_vectors: np.ndarray | None = None,
+    *,
+    centre: bool = True,
+) -> SelectionProblem:
+    """Put rows and features together.
+
+    Parameters
+    ----------
+    centre : bool
+        Take the mean of the usable candidates' vectors out of every vector, and renormalise. All
+        answers share a large common direction ("write an answer, then stop") that says nothing
+        about which row is like which target; this project's reconstruction.
+    """
+    pool = candidate_features.vectors
+    if history_vectors is None or not len(history_ids):
+        history_vectors = np.zeros((0, pool.shape[1]), np.float32)
+    mean = np.zeros(pool.shape[1], np.float32)
+    if centre:
+        usable = np.isfinite(pool).all(axis=1) & (np.abs(pool).max(axis=1) > 0)
+        mean = pool[usable].mean(axis=0) if usable.any() else mean
+    return SelectionProblem(
+        candidates=Candidates(
+            sample_ids=tuple(sample.sample_id for sample in candidates),
+            gradients=_centred(pool, mean),
+            norms=candidate_features.norms,
+            losses=candidate_features.losses,
+            num_tokens=candidate_features.num_tokens,
+            sources=tuple(sample.source for sample in candidates),
+            text_keys=tuple(text_key(sample) for sample in candidates),
+        ),
+        targets=Targets(
+            sample_ids=tuple(sample.sample_id for sample in targets),
+            gradients=_centred(target_features.vectors, mean),
+            losses=target_features.losses,
+            subtasks=tuple(sample.subtask for sample in targets),
+        ),
+        history=_centred(history_vectors, mean),
+        history_ids=tuple(history_ids),
+    )
+
+
+def _centred(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Subtract the mean and renormalise; rows without a gradient stay zero."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    shifted = np.where(lengths > 0, vectors - mean, 0.0).astype(np.float32)
+    return shifted / np.maximum(np.linalg.norm(shifted, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,11 @@
+"""The one entry for Dagster: everything in `defs/`."""
+
+from pathlib import Path
+
+import dagster as dg
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Load the lines and resources that the `defs` folder describes."""
+    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)

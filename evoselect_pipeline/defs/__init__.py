@@ -1,0 +1,1 @@
+"""What Dagster loads: one folder per evolution line, and the resources they share."""

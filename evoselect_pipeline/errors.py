@@ -1,0 +1,29 @@
+"""The project's own errors: each message says what, where, what was expected and what to do next."""
+
+
+class EvoselectError(ValueError):
+    """Base of every error the project raises on purpose; the CLI prints it as one message."""
+
+
+class ConfigError(EvoselectError):
+    """The configuration cannot be used: unknown key, wrong type, contradiction."""
+
+
+class DataError(EvoselectError):
+    """A row, a file or a set of rows cannot be used."""
+
+
+class NumericsError(EvoselectError):
+    """A computation gave something non-finite or did not converge."""
+
+
+class ArtifactError(EvoselectError):
+    """A stored artifact is missing, damaged or belongs to something else."""
+
+
+class RoundOrderError(EvoselectError):
+    """A round was asked for before the round it builds on has promoted an adapter."""
+
+
+class RoundHeldError(EvoselectError):
+    """Another process is working on this evolution line right now."""

@@ -1,0 +1,1 @@
+"""Where candidate rows come from."""

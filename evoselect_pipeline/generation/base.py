@@ -1,0 +1,71 @@
+"""What a generator is, and the two that need no server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from evoselect_pipeline.core.records import Sample, digest
+from evoselect_pipeline.generation.playground import PlaygroundGenerator
+from evoselect_pipeline.stores.jsonl import read_samples
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a generator wrote.
+
+    `truth` says per row what a built-in generator did on purpose (good, wrong answer, ...); it is
+    kept for measuring and never reaches selection. Real generators do not know it.
+    """
+
+    samples: list[Sample]
+    truth: list[str] | None = None
+
+
+class Generator(Protocol):
+    """Writes candidates for a task, given its target rows."""
+
+    def generate(self, targets: Sequence[Sample], round_number: int, seed: int) -> Generated:
+        """Write one round's candidates."""
+        ...
+
+    def fingerprint(self, round_number: int) -> str:
+        """Hash of everything, besides targets and seed, that decides what is written."""
+        ...
+
+
+@dataclass(frozen=True)
+class DroppedFiles:
+    """Candidates that somebody else wrote into a JSONL file for each round."""
+
+    pattern: str
+
+    def path(self, round_number: int) -> Path:
+        """The file of a round."""
+        return Path(self.pattern.replace("{round}", f"{round_number:04d}"))
+
+    def generate(self, targets: Sequence[Sample], round_number: int, seed: int) -> Generated:
+        """Read the round's file."""
+        return Generated(read_samples(self.path(round_number)))
+
+    def fingerprint(self, round_number: int) -> str:
+        """Hash of the ids in the round's file, which are hashes of its rows."""
+        return digest([s.sample_id for s in read_samples(self.path(round_number))])
+
+
+@dataclass(frozen=True)
+class Playground:
+    """The built-in author, which errs on purpose and says on the side where."""
+
+    author: PlaygroundGenerator
+    num_candidates: int
+
+    def generate(self, targets: Sequence[Sample], round_number: int, seed: int) -> Generated:
+        """Write the round's rows; the seed alone makes them differ from another round's."""
+        return Generated(*self.author.generate_with_truth(targets, self.num_candidates, seed))
+
+    def fingerprint(self, round_number: int) -> str:
+        """The author is code: its name and numbers identify it."""
+        return digest(self.author.task, self.author.world, self.num_candidates)

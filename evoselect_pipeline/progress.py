@@ -1,0 +1,40 @@
+"""Who wants to hear how far long work is: the terminal's progress bar, or a log line now and then."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+OnProgress = Callable[[str, int, int], None]  # what, units done, units in all
+
+LOG_EVERY_S = 10.0
+_log = logging.getLogger("evoselect_pipeline")
+_last_logged: dict[str, float] = {}
+
+
+def _log_now_and_then(what: str, done: int, total: int) -> None:
+    now = time.monotonic()
+    if done >= total or now - _last_logged.get(what, 0.0) >= LOG_EVERY_S:
+        _last_logged[what] = now
+        _log.info("%s: %d of %d", what, done, total)
+
+
+_listener: OnProgress = _log_now_and_then
+
+
+def progress(what: str, done: int, total: int) -> None:
+    """Report that `done` of `total` units of `what` are finished."""
+    _listener(what, done, total)
+
+
+@contextmanager
+def listening(listener: OnProgress):
+    """Send progress to `listener` inside the block, instead of to the log."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before

@@ -1,0 +1,1 @@
+"""One round, stage by stage, without an orchestrator: each stage reads artifacts and makes one."""

@@ -1,0 +1,215 @@
+"""The last stages of a round: train the adapter, evaluate it, decide about promotion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evoselect_pipeline.core.metrics import bootstrap_interval, paired_bootstrap
+from evoselect_pipeline.core.records import digest
+from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.progress import progress
+from evoselect_pipeline.rounds.data import split_rows, target_set
+from evoselect_pipeline.rounds.line import (
+    FACTS,
+    PROMOTED,
+    Entering,
+    Line,
+    entering,
+    made_from,
+    read_facts,
+    read_json,
+    write_json,
+)
+from evoselect_pipeline.stores.artifacts import Artifact, find, open_artifact, publish
+
+EVALUATED = ("validation", "test")
+
+
+def lora_checkpoint(line: Line, round_number: int) -> Artifact:
+    """Train the incoming adapter further on the selected rows."""
+    from evoselect_pipeline.training.lora import train_adapter
+    from evoselect_pipeline.training.models import base_fingerprint, load_encoder
+
+    config = line.config
+    start = entering(line, round_number)
+    subset = line.artifact(round_number, "selected_subset")
+    settings = {"lora": config.lora.model_dump(mode="json"), "train": config.train.model_dump()}
+    inputs = made_from(
+        line,
+        settings,
+        base=base_fingerprint(config.model),
+        start=start.digest,
+        selected_subset=subset.digest,
+    )
+    directory = line.stage_dir(round_number, "lora_checkpoint")
+    if found := find(directory, inputs):
+        return found
+    ids = [pick["sample_id"] for pick in read_json(subset.path / "picks.json")]
+    encoder = load_encoder(config.model)
+    rows, unusable = encoder.encode(line.store.get_samples(ids))
+    if unusable:
+        raise DataError(
+            f"{len(unusable)} selected rows cannot be trained on, the first is"
+            f" {unusable[0].sample_id}: {unusable[0].detail}. Is the proxy's tokenizer another one?"
+        )
+    # Checkpoints of other inputs must not be resumed from, so the folder is named by the inputs.
+    work_dir = directory.parent / f".train-{digest(inputs)}"
+    with publish(directory, inputs=inputs) as folder:
+        report = train_adapter(
+            config.model,
+            start.path,
+            rows,
+            lora=config.lora,
+            train=config.train,
+            seed=line.round_seed(round_number, "train"),
+            adapter_seed=config.seed,
+            work_dir=work_dir,
+            out_dir=folder / "adapter",
+            on_step=partial(progress, "training steps"),
+        )
+        write_json(folder / "losses.json", report.losses)
+        write_json(
+            folder / FACTS,
+            {
+                "num_steps": report.num_steps,
+                "num_rows": report.num_rows,
+                "num_trained_tokens": report.num_trained_tokens,
+                "first_loss": report.losses[0][1],
+                "last_loss": report.losses[-1][1],
+                "started_from": start.digest,
+            },
+        )
+    return open_artifact(directory)
+
+
+def evaluation(line: Line, round_number: int) -> Artifact:
+    """Evaluate the base model, the adapter that entered and the one that was trained."""
+    trained = line.artifact(round_number, "lora_checkpoint")
+    contenders = {
+        "base": Entering(None, "base", None),
+        "before": entering(line, round_number),
+        "after": Entering(trained.path / "adapter", trained.digest, round_number),
+    }
+    scored = {name: _score(line, contender) for name, contender in contenders.items()}
+    inputs = made_from(line, {}, **{name: artifact.digest for name, artifact in scored.items()})
+    directory = line.stage_dir(round_number, "evaluation")
+    if found := find(directory, inputs):
+        return found
+    facts: dict[str, Any] = {}
+    for name, artifact in scored.items():
+        for split in EVALUATED:
+            correct = _correct(artifact, split)
+            mean, low, high = bootstrap_interval(correct, seed=line.config.seed)
+            facts |= {f"{name}_{split}": mean}
+            if name == "after":
+                facts |= {f"after_{split}_low": low, f"after_{split}_high": high}
+    with publish(directory, inputs=inputs) as folder:
+        for name, artifact in scored.items():
+            write_json(folder / f"{name}.json", {s: _correct(artifact, s) for s in EVALUATED})
+        write_json(folder / FACTS, facts)
+    return open_artifact(directory)
+
+
+def promoted_adapter(line: Line, round_number: int) -> Artifact:
+    """Promote the trained adapter unless it may be worse than the one that entered.
+
+    The paired bootstrap interval of the difference on the validation rows must lie above minus the
+    tolerance; otherwise the incoming adapter stays champion. Test rows play no part.
+    """
+    settings = line.config.promotion
+    start = entering(line, round_number)
+    trained = line.artifact(round_number, "lora_checkpoint")
+    evaluated = line.artifact(round_number, "evaluation")
+    inputs = made_from(
+        line, settings.model_dump(), start=start.digest, trained=trained.digest,
+        evaluation=evaluated.digest,
+    )  # fmt: skip
+    directory = line.stage_dir(round_number, PROMOTED)
+    if found := find(directory, inputs):
+        return found
+    difference = paired_bootstrap(
+        read_json(evaluated.path / "before.json")["validation"],
+        read_json(evaluated.path / "after.json")["validation"],
+        seed=line.config.seed,
+        confidence=settings.confidence,
+    )
+    promoted = difference.low > -settings.tolerance
+    with publish(directory, inputs=inputs) as folder:
+        write_json(
+            folder / FACTS,
+            {
+                "promoted": promoted,
+                "champion_round": round_number if promoted else start.trained_in,
+                "champion_digest": trained.digest if promoted else start.digest,
+                "gain_validation": difference.mean,
+                "gain_low": difference.low,
+                "gain_high": difference.high,
+                "tolerance": settings.tolerance,
+            },
+        )
+    return open_artifact(directory)
+
+
+def round_facts(line: Line, round_number: int) -> dict[str, Any]:
+    """What a finished round comes to, for status and summary."""
+    facts = {
+        stage: read_facts(line.artifact(round_number, stage))
+        for stage in ("candidates", "selected_subset", "evaluation", PROMOTED)
+    }
+    scores = facts["evaluation"]
+    return {
+        "line": line.name,
+        "round": round_number,
+        "base": scores["base_test"],
+        "before": scores["before_test"],
+        "after": scores["after_test"],
+        "after_low": scores["after_test_low"],
+        "after_high": scores["after_test_high"],
+        "promoted": facts[PROMOTED]["promoted"],
+        "num_candidates": facts["candidates"]["num_generated"],
+        "num_selected": facts["selected_subset"]["num_selected"],
+        "rejected": facts["selected_subset"]["rejected"],
+    }
+
+
+def _score(line: Line, contender: Entering) -> Artifact:
+    """Decode the evaluation rows with one adapter, once: later rounds read what was found."""
+    from evoselect_pipeline.training.models import base_fingerprint, load_encoder, load_merged
+
+    config = line.config
+    inputs = made_from(
+        line,
+        config.evaluation.model_dump(),
+        base=base_fingerprint(config.model),
+        adapter=contender.digest,
+        target_set=target_set(line).digest,
+    )
+    name = digest(contender.digest, config.model.model_dump())
+    directory = line.home.line_dir(line.name) / "evaluations" / name
+    if found := find(directory, inputs):
+        return found
+    from evoselect_pipeline.evaluation.exact_match import exact_match
+
+    model = load_merged(config.model, contender.path, config.lora)
+    encoder = load_encoder(config.model)
+    with publish(directory, inputs=inputs) as folder:
+        for split in EVALUATED:
+            predictions = exact_match(
+                model,
+                encoder,
+                split_rows(line, split),
+                max_new_tokens=config.evaluation.max_new_tokens,
+                batch_size=config.evaluation.batch_size,
+                on_rows=partial(progress, f"{split} answers"),
+            )
+            write_json(folder / f"{split}.json", [asdict(p) for p in predictions])
+    return open_artifact(directory)
+
+
+def _correct(artifact: Artifact, split: str) -> Sequence[float]:
+    path: Path = artifact.path / f"{split}.json"
+    return [float(prediction["correct"]) for prediction in read_json(path)]

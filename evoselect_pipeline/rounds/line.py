@@ -1,0 +1,122 @@
+"""An evolution line at work: its configuration, its stores, and where each stage's artifact is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.core.records import digest
+from evoselect_pipeline.errors import RoundOrderError
+from evoselect_pipeline.stores.artifacts import Artifact, open_artifact
+from evoselect_pipeline.stores.home import Home, round_key
+from evoselect_pipeline.stores.lance import LanceStore
+from evoselect_pipeline.stores.tracking import Tracking
+
+FACTS = "facts.json"  # in every stage's artifact: a flat mapping for people and for later stages
+PROMOTED = "promoted_adapter"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line in one home."""
+
+    config: LineConfig
+    home: Home
+
+    @property
+    def name(self) -> str:
+        """The line's name."""
+        return self.config.line
+
+    @cached_property
+    def store(self) -> LanceStore:
+        """Rows, gradients, scores and decisions."""
+        return LanceStore(self.home)
+
+    @cached_property
+    def tracking(self) -> Tracking:
+        """The line's MLflow runs."""
+        return Tracking(self.home)
+
+    def stage_dir(self, round_number: int, stage: str) -> Path:
+        """Where a stage of a round publishes its artifact."""
+        return self.home.round_dir(self.name, round_number) / stage
+
+    def artifact(self, round_number: int, stage: str) -> Artifact:
+        """The verified artifact of a stage; raises ArtifactError if the stage has not run."""
+        return open_artifact(self.stage_dir(round_number, stage))
+
+    def round_seed(self, round_number: int, purpose: str) -> int:
+        """A seed of its own for each round and purpose, fixed by the line's seed."""
+        return int(digest(self.config.seed, round_number, purpose)[:8], 16)
+
+    def next_round(self) -> int:
+        """The first round that has not promoted an adapter."""
+        number = 0
+        while (self.stage_dir(number, PROMOTED) / "manifest.json").is_file():
+            number += 1
+        return number
+
+
+@dataclass(frozen=True)
+class Entering:
+    """The adapter a round starts from; `path` is None where that is the bare base model."""
+
+    path: Path | None
+    digest: str
+    trained_in: int | None
+
+
+def entering(line: Line, round_number: int) -> Entering:
+    """Read what the round before promoted: the one way by which an adapter enters a round.
+
+    Raises
+    ------
+    RoundOrderError
+        If the round before has not promoted an adapter.
+    """
+    if round_number == 0:
+        return Entering(None, "base", None)
+    before = round_number - 1
+    if not (line.stage_dir(before, PROMOTED) / "manifest.json").is_file():
+        raise RoundOrderError(
+            f"round {round_number} of line {line.name!r} cannot start: round {before} has not"
+            f" promoted an adapter. Materialize round {round_key(before)} first."
+        )
+    promotion = read_facts(line.artifact(before, PROMOTED))
+    if promotion["champion_round"] is None:
+        return Entering(None, "base", None)
+    champion = line.artifact(promotion["champion_round"], "lora_checkpoint")
+    if champion.digest != promotion["champion_digest"]:
+        raise RoundOrderError(
+            f"round {round_number} of line {line.name!r} cannot start: round"
+            f" {promotion['champion_round']} was trained again after round {before} promoted its"
+            f" adapter. Materialize round {round_key(before)} again first."
+        )
+    return Entering(champion.path / "adapter", champion.digest, promotion["champion_round"])
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that is the same, byte for byte, for the same value."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON written by `write_json`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_facts(artifact: Artifact) -> dict[str, Any]:
+    """The facts of a stage's artifact."""
+    return read_json(artifact.path / FACTS)
+
+
+def made_from(line: Line, settings: Mapping[str, Any], **upstream: str) -> dict[str, Any]:
+    """Everything that determines a stage's artifact: settings, upstream digests, line and seed."""
+    return {"line": line.name, "seed": line.config.seed, "settings": dict(settings), **upstream}

@@ -1,0 +1,87 @@
+"""Gradient features of rows: computed once per content, kept in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evoselect_pipeline.core.encoding import Encoder, Unusable
+from evoselect_pipeline.core.records import Sample, digest
+from evoselect_pipeline.progress import progress
+
+if TYPE_CHECKING:
+    from evoselect_pipeline.config import GradientSettings
+    from evoselect_pipeline.core.gradients import GradientBatch
+    from evoselect_pipeline.stores.lance import LanceStore
+    from evoselect_pipeline.training.models import Proxy
+
+ROWS_PER_COMMIT = 1000  # small enough to lose little, large enough to keep Lance's fragments few
+
+
+def gradient_fingerprint(
+    proxy: Proxy, encoder: Encoder, settings: GradientSettings, seed: int
+) -> str:
+    """Identify everything that decides a row's features, besides the row."""
+    loss = "sum over rows of the mean over answer tokens"
+    sketch = ["permuted fold", settings.dim, seed]
+    return digest("lora gradients", loss, proxy.fingerprint, encoder.fingerprint, sketch)
+
+
+def compute_gradients(
+    samples: Sequence[Sample],
+    proxy: Proxy,
+    encoder: Encoder,
+    settings: GradientSettings,
+    seed: int,
+    *,
+    present: frozenset[str] = frozenset(),
+) -> tuple[Iterator[GradientBatch], list[Unusable]]:
+    """Encode rows and stream the features of those that are not present yet."""
+    from evoselect_pipeline.core.gradients import GradientExtractor, extract_gradients
+    from evoselect_pipeline.core.sketch import PermutedFold
+
+    rows, unusable = encoder.encode(samples)
+    sketch = PermutedFold(settings.dim, seed)
+    extractor = GradientExtractor(proxy.model, proxy.factors, sketch, encoder.pad_id)
+    batches = extract_gradients(
+        extractor, rows, batch_tokens=settings.batch_tokens, present=present
+    )
+    return _reporting(batches, len(rows)), unusable
+
+
+def store_gradients(
+    store: LanceStore, fingerprint: str, batches: Iterable[GradientBatch]
+) -> list[Unusable]:
+    """Write features in small commits; return the rows whose gradient is of no use."""
+    from evoselect_pipeline.core.gradients import concatenate
+
+    useless: list[Unusable] = []
+    waiting: list[GradientBatch] = []
+
+    def commit() -> None:
+        if waiting:
+            store.put_gradients(fingerprint, concatenate(waiting))
+            waiting.clear()
+
+    for batch in batches:
+        finite = np.isfinite(batch.vectors).all(1) & np.isfinite(batch.norms)
+        usable = finite & np.isfinite(batch.losses) & (batch.norms > 0)
+        for place in np.flatnonzero(~usable):
+            detail = f"gradient norm {batch.norms[place]}, loss {batch.losses[place]}"
+            useless.append(Unusable(batch.sample_ids[place], "non_finite", detail))
+        waiting.append(batch.take(np.flatnonzero(usable)))
+        if sum(len(b.sample_ids) for b in waiting) >= ROWS_PER_COMMIT:
+            commit()
+    commit()
+    return useless
+
+
+def _reporting(batches: Iterator[GradientBatch], total: int) -> Iterator[GradientBatch]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch.sample_ids)
+        progress("gradients", done, total)
+    progress("gradients", total, total)

@@ -1,0 +1,266 @@
+"""The middle stages of a round: gradient features, alignment weights, the selected subset."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+
+import numpy as np
+
+from evoselect_pipeline.core.features import selection_problem
+from evoselect_pipeline.core.records import digest
+from evoselect_pipeline.core.selection import (
+    Budget,
+    Pick,
+    Rejection,
+    Selection,
+    SelectionProblem,
+)
+from evoselect_pipeline.core.selectors import Alignment, align, restore_alignment, select
+from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.rounds.data import selected_before, split_rows, target_set
+from evoselect_pipeline.rounds.line import (
+    FACTS,
+    Line,
+    entering,
+    made_from,
+    read_facts,
+    read_json,
+    write_json,
+)
+from evoselect_pipeline.rounds.representation import (
+    compute_gradients,
+    gradient_fingerprint,
+    store_gradients,
+)
+from evoselect_pipeline.stores.artifacts import Artifact, find, open_artifact, publish
+
+
+def projected_gradients(line: Line, round_number: int) -> Artifact:
+    """Compute the features of candidates, targets and rows selected before; store them by content.
+
+    Rows that are stored already are not computed again. Earlier rows are needed under the present
+    proxy, because a refreshed proxy gives every row another gradient.
+    """
+    from evoselect_pipeline.training.models import load_encoder, load_proxy
+
+    config = line.config
+    start = entering(line, round_number)
+    proxy_settings = config.proxy or config.model
+    wears_adapter = config.proxy is None and config.refresh_proxy
+    adapter = start.path if wears_adapter else None
+    proxy = load_proxy(proxy_settings, adapter, config.lora, config.seed)
+    encoder = load_encoder(proxy_settings)
+    fingerprint = gradient_fingerprint(proxy, encoder, config.gradients, config.seed)
+
+    pool = line.artifact(round_number, "candidates")
+    candidate_ids = read_json(pool.path / "ids.json")
+    history_ids = selected_before(line, round_number, config.selection.memory_rounds)
+    inputs = made_from(
+        line,
+        {"dim": config.gradients.dim},
+        fingerprint=fingerprint,
+        candidates=pool.digest,
+        target_set=target_set(line).digest,
+        history=digest(history_ids),
+    )
+    directory = line.stage_dir(round_number, "projected_gradients")
+    if found := find(directory, inputs):
+        return found
+    targets = split_rows(line, "targets")
+    stored = line.store.get_samples(candidate_ids + history_ids)
+    batches, unusable = compute_gradients(
+        [*stored, *targets],
+        proxy,
+        encoder,
+        config.gradients,
+        config.seed,
+        present=frozenset(line.store.present(fingerprint, config.gradients.dim)),
+    )
+    unusable += store_gradients(line.store, fingerprint, batches)
+    left_out = {row.sample_id for row in unusable}
+    _refuse_unusable_targets([t.sample_id for t in targets if t.sample_id in left_out], unusable)
+    with publish(directory, inputs=inputs) as folder:
+        write_json(folder / "ids.json", [i for i in candidate_ids if i not in left_out])
+        write_json(folder / "history.json", [i for i in history_ids if i not in left_out])
+        write_json(folder / "unusable.json", [asdict(row) for row in unusable])
+        write_json(
+            folder / FACTS,
+            {
+                "fingerprint": fingerprint,
+                "dim": config.gradients.dim,
+                "num_candidates": sum(i not in left_out for i in candidate_ids),
+                "num_targets": len(targets),
+                "num_history": len(history_ids),
+                "num_unusable": len(unusable),
+                "proxy": proxy_settings.name,
+                "proxy_adapter_round": start.trained_in if wears_adapter else None,
+            },
+        )
+    return open_artifact(directory)
+
+
+def _refuse_unusable_targets(targets: list[str], unusable: list) -> None:
+    if targets:
+        detail = next(row.detail for row in unusable if row.sample_id == targets[0])
+        raise DataError(
+            f"{len(targets)} target rows cannot be represented, the first is {targets[0]}:"
+            f" {detail}. Mend or remove them: selection would be blind to them"
+        )
+
+
+def load_problem(line: Line, round_number: int) -> SelectionProblem:
+    """Read a round's features back as a selection problem."""
+    represented = line.artifact(round_number, "projected_gradients")
+    facts = read_facts(represented)
+    candidate_ids = read_json(represented.path / "ids.json")
+    history_ids = read_json(represented.path / "history.json")
+    targets = split_rows(line, "targets")
+
+    def features(ids: list[str]):
+        return line.store.read_gradients(ids, facts["fingerprint"], facts["dim"])
+
+    return selection_problem(
+        line.store.get_samples(candidate_ids),
+        features(candidate_ids),
+        targets,
+        features([target.sample_id for target in targets]),
+        history_ids,
+        features(history_ids).vectors if history_ids else None,
+        centre=line.config.gradients.centre,
+    )
+
+
+def budget_of(line: Line, num_candidates: int) -> Budget:
+    """How many rows the configured ratio comes to, one at least."""
+    return Budget(rows=max(1, round(line.config.selection.ratio * num_candidates)))
+
+
+def alignment_scores(line: Line, round_number: int) -> Artifact:
+    """Weigh the candidates by transport to the targets and by diversity.
+
+    Rows are weighed whichever selector is configured: the scores tell what EvoSelect thinks of a
+    row that another method chose.
+    """
+    config = line.config
+    represented = line.artifact(round_number, "projected_gradients")
+    settings = {
+        "centre": config.gradients.centre,
+        "evoselect": asdict(config.selection.evoselect),
+        "ratio": config.selection.ratio,
+    }
+    inputs = made_from(line, settings, projected_gradients=represented.digest)
+    directory = line.stage_dir(round_number, "alignment_scores")
+    if found := find(directory, inputs):
+        return found
+    problem = load_problem(line, round_number)
+    budget = budget_of(line, len(problem.candidates))
+    alignment = align(problem, budget, config.selection.evoselect)
+    _put_scores(line, round_number, alignment)
+    evolution = alignment.evolution
+    with publish(directory, inputs=inputs) as folder:
+        np.savez(
+            folder / "evolution.npz",
+            allow_pickle=False,
+            weights=evolution.weights,
+            f=evolution.transport.f,
+            g=evolution.transport.g,
+        )
+        write_json(folder / "trace.json", [asdict(update) for update in evolution.trace])
+        write_json(
+            folder / FACTS,
+            {
+                "transport_cost": evolution.transport_cost,
+                "energy": evolution.energy,
+                "marginal_error": evolution.transport.marginal_error,
+                "effective_sample_size": evolution.effective_sample_size,
+                "effective_sample_size_floor": evolution.ess_floor,
+                "num_updates": len(evolution.trace),
+                "stop_reason": evolution.stop_reason,
+            },
+        )
+    return open_artifact(directory)
+
+
+def selected_subset(line: Line, round_number: int) -> Artifact:
+    """Choose the rows to train on, and write down a decision and a reason for every candidate."""
+    config = line.config.selection
+    aligned = line.artifact(round_number, "alignment_scores")
+    pool = line.artifact(round_number, "candidates")
+    settings = {"method": config.method, "ratio": config.ratio}
+    inputs = made_from(line, settings, alignment_scores=aligned.digest, candidates=pool.digest)
+    directory = line.stage_dir(round_number, "selected_subset")
+    if found := find(directory, inputs):
+        return found
+    problem = load_problem(line, round_number)
+    budget = budget_of(line, len(problem.candidates))
+    with np.load(aligned.path / "evolution.npz", allow_pickle=False) as kept:
+        potentials = (kept["f"], kept["g"])
+        alignment = restore_alignment(
+            problem, budget, config.evoselect, kept["weights"], potentials
+        )
+    seed = line.round_seed(round_number, "select")
+    selection = select(problem, budget, seed, config.method, config.evoselect, alignment)
+    represented = line.artifact(round_number, "projected_gradients")
+    rejections = [
+        *(Rejection(**row) for row in read_json(pool.path / "rejected.json")),
+        *_unusable_candidates(represented, set(read_json(pool.path / "ids.json"))),
+        *selection.rejections,
+    ]
+    _put_decisions(line, round_number, selection.picks, rejections)
+    with publish(directory, inputs=inputs) as folder:
+        write_json(folder / "picks.json", [asdict(pick) for pick in selection.picks])
+        write_json(folder / FACTS, _selection_facts(selection, rejections))
+    return open_artifact(directory)
+
+
+def _unusable_candidates(represented: Artifact, candidate_ids: set[str]) -> list[Rejection]:
+    rows = read_json(represented.path / "unusable.json")
+    return [
+        Rejection(row["sample_id"], row["reason"], row["detail"])
+        for row in rows
+        if row["sample_id"] in candidate_ids
+    ]
+
+
+def _selection_facts(selection: Selection, rejections: list[Rejection]) -> dict:
+    return {
+        "method": selection.method,
+        "num_selected": len(selection.picks),
+        "num_rejected": len(rejections),
+        "rejected": dict(Counter(rejection.stage for rejection in rejections)),
+        "num_short": selection.diagnostics["num_short"],
+        "num_unreached_targets": selection.diagnostics.get("num_unreached_targets", 0),
+        "unreached_targets": selection.diagnostics.get("unreached_targets", []),
+        "selected_digest": digest(selection.selected_ids),
+    }
+
+
+def _put_scores(line: Line, round_number: int, alignment: Alignment) -> None:
+    import polars as pl
+
+    evolution, solved = alignment.evolution, alignment.evolution.transport
+    nearest_N = solved.cost.argmin(axis=1)
+    frame = pl.DataFrame(
+        {
+            "sample_id": alignment.sample_ids,
+            "weight": evolution.weights,
+            "potential": solved.f,
+            "energy": evolution.slope,
+            "nearest_target": [alignment.target_ids[j] for j in nearest_N],
+            "nearest_cosine": 1.0 - solved.cost.min(axis=1),
+            "transport_mass": solved.plan().sum(axis=1),
+        }
+    )
+    line.store.put_scores(line.name, round_number, frame)
+
+
+def _put_decisions(
+    line: Line, round_number: int, picks: tuple[Pick, ...], rejections: list[Rejection]
+) -> None:
+    import polars as pl
+
+    chosen = [{"selected": True, "stage": "selected", **asdict(pick)} for pick in picks]
+    left = [{"selected": False, **asdict(rejection)} for rejection in rejections]
+    frame = pl.DataFrame(chosen + left, infer_schema_length=None)
+    line.store.put_decisions(line.name, round_number, frame)

@@ -1,0 +1,81 @@
+"""The user's own rows: JSON lines in, samples out, every error with file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from evoselect_pipeline.core.records import Sample, sample_from_row
+from evoselect_pipeline.errors import DataError
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yield each row of a JSONL file with its place (`file:line`); blank lines are passed over.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, empty, not UTF-8, or a line is not a JSON object.
+    """
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from None
+    found = False
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        found = True
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
+        except ValueError as error:
+            raise DataError(f"{where}: not valid JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: expected an object, found {type(row).__name__}")
+        yield where, row
+    if not found:
+        raise DataError(f"{path}: the file holds no rows; expected one JSON object a line")
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Read samples in `messages` or `prompt`/`completion` form.
+
+    A `task` or `subtask` field names the part of the task a row belongs to.
+    """
+    return [sample for sample, _ in read_samples_with_rows(path)]
+
+
+def read_samples_with_rows(path: Path) -> list[tuple[Sample, dict]]:
+    """Read samples, each with the user's own row."""
+    return [
+        (
+            sample_from_row(
+                row,
+                where,
+                subtask=str(row.get("subtask", row.get("task", ""))),
+                source=str(row.get("source", path.name)),
+            ),
+            row,
+        )
+        for where, row in read_rows(path)
+    ]
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def write_samples(path: Path, samples: list[Sample]) -> None:
+    """Write samples one a line, in a form that `read_samples` reads back with equal ids."""
+    with path.open("w", encoding="utf-8") as file:
+        for sample in samples:
+            row = {
+                "messages": [{"role": m.role, "content": m.content} for m in sample.messages],
+                "subtask": sample.subtask,
+                "source": sample.source,
+            }
+            file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")

@@ -1,0 +1,1 @@
+"""The student: loading models and adapters, and LoRA fine-tuning."""

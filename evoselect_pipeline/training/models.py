@@ -1,0 +1,189 @@
+"""Load base models, tokenizers and adapters through the ordinary transformers and peft calls."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from evoselect_pipeline.core.encoding import Encoder
+from evoselect_pipeline.core.gradients import LoraFactors
+from evoselect_pipeline.core.records import digest
+from evoselect_pipeline.errors import ArtifactError, ConfigError, DataError
+from evoselect_pipeline.playground.tasks import BASE_MODEL_DIR
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from evoselect_pipeline.config import LoraSettings, ModelSettings
+
+PLAYGROUND = "playground"  # the model name that stands for the model shipped with the package
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """The frozen model whose gradients represent rows, and the adapter to differentiate."""
+
+    model: PreTrainedModel
+    factors: dict[str, LoraFactors]
+    fingerprint: str
+
+
+def device() -> torch.device:
+    """The device models run on: CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def model_path(name: str) -> str:
+    """The folder or hub name behind a configured model name."""
+    return str(BASE_MODEL_DIR) if name == PLAYGROUND else name
+
+
+def load_base(settings: ModelSettings, *, attention: str = "sdpa") -> PreTrainedModel:
+    """Load a causal LM, weights from safetensors only.
+
+    Parameters
+    ----------
+    settings : ModelSettings
+        Name or folder and revision.
+    attention : {"sdpa", "eager"}
+        Gradient features need "eager": fused kernels make a row depend on its batch.
+    """
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_path(settings.name),
+            revision=settings.revision,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(_cannot_load("model", settings, error)) from error
+    return model.to(device())
+
+
+def load_encoder(settings: ModelSettings) -> Encoder:
+    """Load a model's tokenizer and wrap it in the one encoder."""
+    path = model_path(settings.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=settings.revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(_cannot_load("tokenizer", settings, error)) from error
+    return Encoder(tokenizer, settings.max_length)
+
+
+def _cannot_load(what: str, settings: ModelSettings, error: Exception) -> str:
+    return (
+        f"cannot load the {what} of {settings.name!r} (revision {settings.revision}): expected a"
+        f" folder with safetensors weights or a hub name that can be reached. {error}"
+    )
+
+
+def with_adapter(
+    model: PreTrainedModel,
+    adapter: Path | None,
+    lora: LoraSettings,
+    seed: int,
+    *,
+    trainable: bool = False,
+) -> PeftModel:
+    """Put an adapter on a base model: a stored one, or a fresh one that changes nothing yet.
+
+    A fresh adapter is drawn from the seed, so that the proxy differentiates the very parameters
+    that training will start from.
+
+    Raises
+    ------
+    ArtifactError
+        If the stored adapter was made for another model.
+    """
+    if adapter is None:
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+            task_type="CAUSAL_LM",
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            try:
+                return get_peft_model(model, config)
+            except ValueError as error:
+                raise ConfigError(f"lora.targets {lora.targets!r}: {error}") from error
+    with warnings.catch_warnings():
+        # peft only warns when an adapter does not fit the model, and goes on with a wrong one.
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+        except (UserWarning, RuntimeError) as error:
+            raise ArtifactError(f"{adapter} does not fit the base model: {error}") from error
+
+
+def load_proxy(
+    settings: ModelSettings, adapter: Path | None, lora: LoraSettings, seed: int
+) -> Proxy:
+    """Load the proxy with its adapter merged, keeping the factors to differentiate."""
+    adapted = with_adapter(load_base(settings, attention="eager"), adapter, lora, seed).eval()
+    prefix = "base_model.model."
+    factors = {
+        name.removeprefix(prefix): LoraFactors(
+            down=layer.lora_A["default"].weight.detach().clone(),
+            up=layer.lora_B["default"].weight.detach().clone(),
+            scale=float(layer.scaling["default"]),
+        )
+        for name, layer in adapted.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    return Proxy(adapted.merge_and_unload(), factors, _factors_digest(settings, factors))
+
+
+def load_merged(
+    settings: ModelSettings, adapter: Path | None, lora: LoraSettings
+) -> PreTrainedModel:
+    """Load the student with its adapter merged into the weights, for evaluation."""
+    model = load_base(settings)
+    if adapter is None:
+        return model.eval()
+    return with_adapter(model, adapter, lora, seed=0).eval().merge_and_unload()
+
+
+def _factors_digest(settings: ModelSettings, factors: dict[str, LoraFactors]) -> str:
+    """Identify a proxy by its base model and the exact numbers of its adapter."""
+    import hashlib
+
+    numbers = hashlib.sha256()
+    for name, factor in sorted(factors.items()):
+        for tensor in (factor.down, factor.up):
+            numbers.update(name.encode())
+            numbers.update(tensor.float().cpu().numpy().tobytes())
+    return digest(base_fingerprint(settings), numbers.hexdigest())
+
+
+@cache
+def base_fingerprint(settings: ModelSettings) -> str:
+    """Identify a base model: by the sha256 of its files in a folder, by commit on the hub."""
+    import hashlib
+
+    folder = Path(model_path(settings.name))
+    if not folder.is_dir():
+        from transformers.utils.hub import cached_file
+
+        config = cached_file(settings.name, "config.json", revision=settings.revision)
+        # A hub snapshot lies in a folder named by its commit.
+        return digest(settings.name, Path(str(config)).parent.name, settings.dtype)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise DataError(f"{folder}: no *.safetensors weights in the model folder")
+    hashes = [(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files]
+    return digest(hashes, settings.dtype)
