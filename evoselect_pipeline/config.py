@@ -27,10 +27,12 @@ class PlaygroundTask(Settings):
     """A task of the built-in world."""
 
     kind: Literal["playground"] = "playground"
-    name: str = Field("stories", description="One of the built-in tasks.")
-    num_targets: int = Field(64, ge=1, description="Target rows, which selection aligns with.")
-    num_validation: int = Field(200, ge=1, description="Rows that decide about promotion.")
-    num_test: int = Field(600, ge=1, description="Rows that are only reported.")
+    name: str = Field(default="stories", description="One of the built-in tasks.")
+    num_targets: int = Field(
+        default=64, ge=1, description="Target rows, which selection aligns with."
+    )
+    num_validation: int = Field(default=200, ge=1, description="Rows that decide about promotion.")
+    num_test: int = Field(default=600, ge=1, description="Rows that are only reported.")
 
 
 class FileTask(Settings):
@@ -47,7 +49,7 @@ class PlaygroundSource(Settings):
 
     kind: Literal["playground"] = "playground"
     world: Literal["weak", "strong"] = "weak"
-    num_candidates: int = Field(6000, ge=1)
+    num_candidates: int = Field(default=6000, ge=1)
 
 
 class FileSource(Settings):
@@ -62,67 +64,85 @@ class FileSource(Settings):
 class ModelSettings(Settings):
     """A causal LM of transformers."""
 
-    name: str = Field("playground", description="Hub name, folder, or the shipped `playground`.")
-    revision: str | None = Field(None, description="Commit on the hub; pin it for real work.")
+    name: str = Field(
+        default="playground", description="Hub name, folder, or the shipped `playground`."
+    )
+    revision: str | None = Field(
+        default=None, description="Commit on the hub; pin it for real work."
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_length: int = Field(1024, ge=8, description="Longest row in tokens; longer ones are out.")
+    max_length: int = Field(
+        default=1024, ge=8, description="Longest row in tokens; longer ones are out."
+    )
 
 
 class LoraSettings(Settings):
     """The adapter's shape."""
 
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: str | tuple[str, ...] = Field("all-linear", description="Layers, as peft names them.")
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: str | tuple[str, ...] = Field(
+        default="all-linear", description="Layers, as peft names them."
+    )
 
 
 class GradientSettings(Settings):
     """How rows are represented."""
 
-    dim: int = Field(2048, ge=1, description="Width of the sketch.")
-    batch_tokens: int = Field(8192, ge=1, description="Padded tokens in one batch.")
-    centre: bool = Field(True, description="Take the pool's mean gradient out of every row.")
+    dim: int = Field(default=2048, ge=1, description="Width of the sketch.")
+    batch_tokens: int = Field(default=8192, ge=1, description="Padded tokens in one batch.")
+    centre: bool = Field(
+        default=True, description="Take the pool's mean gradient out of every row."
+    )
 
 
 class SelectionSettings(Settings):
     """Which rows train the student."""
 
     method: Literal["evoselect", "all", "random", "attribution", "round_robin"] = "evoselect"
-    ratio: float = Field(0.2, gt=0, le=1, description="Share of the candidates to choose.")
-    memory_rounds: int = Field(2, ge=0, description="Earlier rounds whose rows repel new ones.")
+    ratio: float = Field(default=0.2, gt=0, le=1, description="Share of the candidates to choose.")
+    memory_rounds: int = Field(
+        default=2, ge=0, description="Earlier rounds whose rows repel new ones."
+    )
     evoselect: EvoSelectSettings = Field(default_factory=EvoSelectSettings)
 
 
 class TrainSettings(Settings):
     """The optimizer's work in one round."""
 
-    steps: int = Field(200, ge=1, description="Optimizer steps; ignored when `epochs` is given.")
-    epochs: float | None = Field(None, gt=0)
-    batch_size: int = Field(32, ge=1)
-    accumulation: int = Field(1, ge=1, description="Micro-batches in one optimizer step.")
-    learning_rate: float = Field(4e-3, gt=0)
-    warmup: int = Field(10, ge=0, description="Steps of linear warm-up before the cosine decay.")
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    steps: int = Field(
+        default=200, ge=1, description="Optimizer steps; ignored when `epochs` is given."
+    )
+    epochs: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    accumulation: int = Field(default=1, ge=1, description="Micro-batches in one optimizer step.")
+    learning_rate: float = Field(default=4e-3, gt=0)
+    warmup: int = Field(
+        default=10, ge=0, description="Steps of linear warm-up before the cosine decay."
+    )
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     bf16: bool = False
-    checkpoint_steps: int = Field(100, ge=1)
+    checkpoint_steps: int = Field(default=100, ge=1)
 
 
 class EvaluationSettings(Settings):
     """How answers are decoded."""
 
-    max_new_tokens: int = Field(32, ge=1)
-    batch_size: int = Field(128, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=128, ge=1)
 
 
 class PromotionSettings(Settings):
     """When a trained adapter becomes the champion."""
 
     tolerance: float = Field(
-        0.02, ge=0, description="Loss of validation accuracy that the interval may reach down to."
+        default=0.02,
+        ge=0,
+        description="Loss of validation accuracy that the interval may reach down to.",
     )
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
 
 class ScheduleSettings(Settings):
@@ -135,16 +155,21 @@ class ScheduleSettings(Settings):
 class LineConfig(Settings):
     """One evolution line: one task evolving under one configuration."""
 
-    line: str = Field("playground", description="Name: lower-case letters, digits, underscores.")
-    seed: int = Field(0, ge=0)
+    line: str = Field(
+        default="playground", description="Name: lower-case letters, digits, underscores."
+    )
+    seed: int = Field(default=0, ge=0)
     task: Annotated[PlaygroundTask | FileTask, Field(discriminator="kind")] = PlaygroundTask()
     generator: Annotated[PlaygroundSource | FileSource, Field(discriminator="kind")] = (
         PlaygroundSource()
     )
-    min_candidates: int = Field(16, ge=1, description="Fewer usable candidates end the round.")
+    min_candidates: int = Field(
+        default=16, ge=1, description="Fewer usable candidates end the round."
+    )
     model: ModelSettings = ModelSettings()
     proxy: ModelSettings | None = Field(
-        None, description="Model whose gradients represent rows; the student itself if not given."
+        default=None,
+        description="Model whose gradients represent rows; the student itself if not given.",
     )
     refresh_proxy: bool = Field(
         True, description="Let the proxy wear the incoming adapter, if it is the student's model."

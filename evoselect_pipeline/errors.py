@@ -1,4 +1,4 @@
-"""The project's own errors: each message says what, where, what was expected and what to do next."""
+"""The project's own errors; a message says what, where, what was expected and what to do."""
 
 
 class EvoselectError(ValueError):

@@ -1,4 +1,4 @@
-"""Who wants to hear how far long work is: the terminal's progress bar, or a log line now and then."""
+"""Who hears how far long work is: the terminal's progress bar, or a log line now and then."""
 
 from __future__ import annotations
 

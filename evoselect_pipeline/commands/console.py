@@ -48,7 +48,7 @@ def _cell(value: Any) -> str:
 
 @contextmanager
 def live_progress() -> Iterator[None]:
-    """Show a bar for each kind of work that reports progress; one line each where output is no TTY."""
+    """Show a bar for each kind of work in progress; one line each where stderr is no terminal."""
     if not stderr.is_terminal:
         with listening(_line_when_done):
             yield

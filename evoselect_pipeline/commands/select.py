@@ -174,7 +174,7 @@ def _report(
     format: str,
 ) -> None:
     stages = Counter(rejection.stage for rejection in rejections)
-    unreached = selection.diagnostics.get("unreached_targets", [])
+    unreached: Any = selection.diagnostics.get("unreached_targets", [])
     if format == "json":
         summary = {
             "out": str(request.out),

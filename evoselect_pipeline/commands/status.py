@@ -37,11 +37,13 @@ def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
     if not rounds:
         stdout.print(f"Line {line.name} has no finished round yet; `evoselect run` makes two.")
         return
-    columns = ["round", "base", "before", "after", "promoted", "candidates", "selected", "rejected"]
-    timed = any("seconds" in facts for facts in rounds)
+    columns = ["round", "base", "before", "after", "promoted", "candidates", "selected"]
+    if timed := any("seconds" in facts for facts in rounds):
+        columns.append("seconds")
     rows = [_row(facts, timed) for facts in rounds]
-    print_table(f"Line {line.name}: accuracy on the test rows", columns + ["seconds"] * timed, rows)
+    print_table(f"Line {line.name}: accuracy on the test rows", columns, rows)
     stdout.print(EXPLANATION, style="dim")
+    _print_rejections(rounds)
     last = rounds[-1]
     gain = champion["test"] - last["base"]
     stdout.print(
@@ -67,8 +69,14 @@ def champion_of(line: Line, rounds: Sequence[Mapping[str, Any]]) -> dict[str, An
 
 
 def _row(facts: Mapping[str, Any], timed: bool) -> list[Any]:
-    rejected = sorted(facts["rejected"].items(), key=lambda item: -item[1])
-    reasons = ", ".join(f"{count} {stage.replace('_', ' ')}" for stage, count in rejected)
     names = ("round", "base", "before", "after", "promoted", "num_candidates", "num_selected")
-    row = [facts[name] for name in names] + [reasons]
-    return row + [facts.get("seconds")] if timed else row
+    row = [facts[name] for name in names]
+    return [*row, facts.get("seconds")] if timed else row
+
+
+def _print_rejections(rounds: Sequence[Mapping[str, Any]]) -> None:
+    """Why candidates were left out: a row a round, a column a reason."""
+    stages = sorted({stage for facts in rounds for stage in facts["rejected"]})
+    rows = [[f["round"], *(f["rejected"].get(stage, 0) for stage in stages)] for f in rounds]
+    columns = ["round", *(stage.replace("_", " ") for stage in stages)]
+    print_table("Candidates left out, by reason", columns, rows)

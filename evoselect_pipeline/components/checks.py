@@ -1,5 +1,6 @@
 """Verdicts between the stages as Dagster asset checks."""
 
+import warnings
 from collections.abc import Callable
 
 import dagster as dg
@@ -15,6 +16,9 @@ from evoselect_pipeline.rounds.verdicts import (
     not_worse_than_before,
 )
 from evoselect_pipeline.stores.home import round_of
+
+# Partitioned checks are marked a preview in Dagster 1.13; the pin in pyproject.toml guards them.
+warnings.filterwarnings("ignore", message="Specifying a partitions_def", category=dg.PreviewWarning)
 
 # (verdict, the asset it is about, whether a negative one stops the round)
 CHECKS = (

@@ -81,10 +81,9 @@ class Encoder:
             raise ConfigError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-text token")
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.stop_ids = sorted({int(tokenizer.eos_token_id), *map(int, stop_ids)})
-        self.pad_id = int(
-            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        )
+        eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.stop_ids = sorted({int(eos), *map(int, stop_ids)})  # type: ignore[arg-type]
+        self.pad_id = int(eos if pad is None else pad)  # type: ignore[arg-type]
         self._special_texts = [text for text in tokenizer.all_special_tokens if text]
 
     @property

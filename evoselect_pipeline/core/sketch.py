@@ -16,7 +16,9 @@ class PermutedFold:
     For a block of P numbers, with signs s in {-1, +1}^P and a bucket h(p) for each place, where
     every bucket receives floor(P / dim) or ceil(P / dim) places:
 
-    .. math:: y_b = \sum_{p : h(p) = b} s_p x_p, \qquad E \langle y, y' \rangle = \langle x, x' \rangle
+    .. math::
+        y_b = \sum_{p : h(p) = b} s_p x_p, \qquad
+        E \langle y, y' \rangle = \langle x, x' \rangle
 
     The sketch of a vector made of blocks is the sum of its blocks' sketches, so nothing longer
     than a block is ever held. Signs and places are drawn from (seed, block name): no matrix is

@@ -63,7 +63,7 @@ def _decode(
     length = max(map(len, prompts))
     ids = torch.tensor([[encoder.pad_id] * (length - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         do_sample=False,

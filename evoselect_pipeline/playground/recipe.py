@@ -78,7 +78,9 @@ def train_tokenizer(rng: Random, num_texts: int = 20_000) -> PreTrainedTokenizer
     skill_texts = (f"{draft.prompt}\n{draft.answer}" for draft in drafts)
     # Plain sentences keep the merges useful for ordinary English, not for the skills alone.
     prose = (sentence(rng) for _ in range(num_texts))
-    tokenizer.train_from_iterator((t for pair in zip(skill_texts, prose) for t in pair), trainer)
+    tokenizer.train_from_iterator(
+        (t for pair in zip(skill_texts, prose, strict=True) for t in pair), trainer
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

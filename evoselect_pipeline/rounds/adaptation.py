@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from evoselect_pipeline.core.metrics import bootstrap_interval, paired_bootstrap
 from evoselect_pipeline.core.records import digest
@@ -103,7 +104,7 @@ def evaluation(line: Line, round_number: int) -> Artifact:
     for name, artifact in scored.items():
         for split in EVALUATED:
             correct = _correct(artifact, split)
-            mean, low, high = bootstrap_interval(correct, seed=line.config.seed)
+            mean, low, high = bootstrap_interval(np.array(correct), seed=line.config.seed)
             facts |= {f"{name}_{split}": mean}
             if name == "after":
                 facts |= {f"after_{split}_low": low, f"after_{split}_high": high}
@@ -132,8 +133,8 @@ def promoted_adapter(line: Line, round_number: int) -> Artifact:
     if found := find(directory, inputs):
         return found
     difference = paired_bootstrap(
-        read_json(evaluated.path / "before.json")["validation"],
-        read_json(evaluated.path / "after.json")["validation"],
+        np.array(read_json(evaluated.path / "before.json")["validation"]),
+        np.array(read_json(evaluated.path / "after.json")["validation"]),
         seed=line.config.seed,
         confidence=settings.confidence,
     )
@@ -210,6 +211,6 @@ def _score(line: Line, contender: Entering) -> Artifact:
     return open_artifact(directory)
 
 
-def _correct(artifact: Artifact, split: str) -> Sequence[float]:
+def _correct(artifact: Artifact, split: str) -> list[float]:
     path: Path = artifact.path / f"{split}.json"
     return [float(prediction["correct"]) for prediction in read_json(path)]

@@ -74,11 +74,8 @@ def gradients_finite(line: Line, round_number: int) -> Verdict:
     figures["median_norm"] = float(np.median(stored.norms))
     figures["median_loss"] = float(np.median(stored.losses))
     if not finite or not (stored.norms > 0).all():
-        return Verdict(
-            False,
-            "stored gradients hold values that are not finite: run `evoselect check`",
-            figures,
-        )
+        sentence = "stored gradients are not finite: remove the stage's artifact"
+        return Verdict(False, f"{sentence} and materialize projected_gradients again", figures)
     return Verdict(True, f"{len(ids)} gradients, all finite", figures)
 
 

@@ -73,7 +73,7 @@ class Reporter(TrainerCallback):
     def __init__(self, on_step: OnStep | None):
         self.on_step = on_step
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+    def on_pre_optimizer_step(self, args, state, control, *, model, **kwargs):
         """Check the gradients of the adapter."""
         for name, parameter in model.named_parameters():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from evoselect_pipeline.config import LoraSettings, ModelSettings
+
+# peft 0.21 asks transformers 5.23 for an attribute by its old name, each time a model is wrapped.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 PLAYGROUND = "playground"  # the model name that stands for the model shipped with the package
 
@@ -69,7 +73,7 @@ def load_base(settings: ModelSettings, *, attention: str = "sdpa") -> PreTrained
         )
     except (OSError, ValueError) as error:
         raise ConfigError(_cannot_load("model", settings, error)) from error
-    return model.to(device())
+    return model.to(device())  # type: ignore[arg-type]
 
 
 def load_encoder(settings: ModelSettings) -> Encoder:
@@ -110,7 +114,7 @@ def with_adapter(
     if adapter is None:
         config = LoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
             lora_dropout=lora.dropout,
             target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
             task_type="CAUSAL_LM",
@@ -138,14 +142,18 @@ def load_proxy(
     prefix = "base_model.model."
     factors = {
         name.removeprefix(prefix): LoraFactors(
-            down=layer.lora_A["default"].weight.detach().clone(),
-            up=layer.lora_B["default"].weight.detach().clone(),
+            down=_weight(layer.lora_A["default"]),
+            up=_weight(layer.lora_B["default"]),
             scale=float(layer.scaling["default"]),
         )
         for name, layer in adapted.named_modules()
         if isinstance(layer, LoraLayer)
     }
     return Proxy(adapted.merge_and_unload(), factors, _factors_digest(settings, factors))
+
+
+def _weight(module: torch.nn.Module) -> torch.Tensor:
+    return module.get_parameter("weight").detach().clone()
 
 
 def load_merged(
@@ -160,8 +168,6 @@ def load_merged(
 
 def _factors_digest(settings: ModelSettings, factors: dict[str, LoraFactors]) -> str:
     """Identify a proxy by its base model and the exact numbers of its adapter."""
-    import hashlib
-
     numbers = hashlib.sha256()
     for name, factor in sorted(factors.items()):
         for tensor in (factor.down, factor.up):
@@ -170,20 +176,26 @@ def _factors_digest(settings: ModelSettings, factors: dict[str, LoraFactors]) ->
     return digest(base_fingerprint(settings), numbers.hexdigest())
 
 
-@cache
 def base_fingerprint(settings: ModelSettings) -> str:
     """Identify a base model: by the sha256 of its files in a folder, by commit on the hub."""
-    import hashlib
+    return digest(_weights_digest(settings.name, settings.revision), settings.dtype)
 
-    folder = Path(model_path(settings.name))
+
+@cache
+def _weights_digest(name: str, revision: str | None) -> str:
+    folder = Path(model_path(name))
     if not folder.is_dir():
         from transformers.utils.hub import cached_file
 
-        config = cached_file(settings.name, "config.json", revision=settings.revision)
+        config = cached_file(name, "config.json", revision=revision)
         # A hub snapshot lies in a folder named by its commit.
-        return digest(settings.name, Path(str(config)).parent.name, settings.dtype)
+        return digest(name, Path(str(config)).parent.name)
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
     if not any(file.suffix == ".safetensors" for file in files):
         raise DataError(f"{folder}: no *.safetensors weights in the model folder")
-    hashes = [(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files]
-    return digest(hashes, settings.dtype)
+    return digest([(file.name, _sha256(file)) for file in files])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
