@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evoselect_pipeline.commands.console import (
     live_progress,
@@ -25,6 +25,10 @@ from evoselect_pipeline.core.selectors import select
 from evoselect_pipeline.errors import ConfigError, DataError
 from evoselect_pipeline.stores.artifacts import write_bytes_atomic
 from evoselect_pipeline.stores.jsonl import read_samples, read_samples_with_rows
+
+if TYPE_CHECKING:
+    from evoselect_pipeline.core.encoding import Unusable
+    from evoselect_pipeline.core.gradients import GradientBatch
 
 GAINED = ("sample_id", "rank", "reason", "target_id", "transport_mass")
 SUFFIXES = (".jsonl", ".parquet")
@@ -54,57 +58,79 @@ def select_rows(request: Request, format: str) -> None:
     passed, rejected = gate([sample for sample, _ in rows], evaluation_keys(targets))
     budget = _budget(request.budget, len(passed), request.candidates)
     with live_progress():
-        selection, unusable = choose(passed, targets, budget, config)
+        represented = represent([*passed, *targets], config)
+        selection, unusable = choose(passed, targets, budget, represented, config)
     rejections = [*rejected, *unusable, *selection.rejections]
     _write(request.out, _chosen_rows(rows, selection))
     _report(request, selection, rejections, len(rows), format)
 
 
-def choose(
-    candidates: Sequence[Sample], targets: Sequence[Sample], budget: Budget, config: LineConfig
-) -> tuple[Selection, list[Rejection]]:
-    """Represent rows by a model's gradients and select among them.
+@dataclass(frozen=True)
+class Represented:
+    """Rows with their gradient features, and the rows that have none, by sample id."""
 
-    Returns
-    -------
-    selection : Selection
-    unusable : list of Rejection
-        Candidates that could not be represented, with the reason.
-    """
-    import numpy as np
+    place_of: dict[str, int]
+    batch: GradientBatch
+    unusable: dict[str, Unusable]
 
+    def of(self, samples: Sequence[Sample]) -> Features:
+        """The features of some rows, in their order."""
+        part = self.batch.take([self.place_of[sample.sample_id] for sample in samples])
+        return Features(part.vectors, part.norms, part.losses, part.num_tokens)
+
+
+def represent(samples: Sequence[Sample], config: LineConfig) -> Represented:
+    """Compute the gradient features of rows under the configured model."""
     from evoselect_pipeline.core.gradients import concatenate
     from evoselect_pipeline.rounds.representation import compute_gradients
     from evoselect_pipeline.training.models import load_encoder, load_proxy
 
     proxy = load_proxy(config.model, None, config.lora, config.seed)
     encoder = load_encoder(config.model)
-    rows = list({s.sample_id: s for s in [*candidates, *targets]}.values())
+    rows = list({sample.sample_id: sample for sample in samples}.values())
     batches, unusable = compute_gradients(rows, proxy, encoder, config.gradients, config.seed)
-    computed = list(batches)
-    left_out = {row.sample_id: row for row in unusable}
+    batch = concatenate(list(batches))
+    places = {sample_id: place for place, sample_id in enumerate(batch.sample_ids)}
+    return Represented(places, batch, {row.sample_id: row for row in unusable})
+
+
+def choose(
+    candidates: Sequence[Sample],
+    targets: Sequence[Sample],
+    budget: Budget,
+    represented: Represented,
+    config: LineConfig,
+) -> tuple[Selection, list[Rejection]]:
+    """Select among represented rows.
+
+    Returns
+    -------
+    selection : Selection
+    unusable : list of Rejection
+        Candidates that could not be represented, with the reason.
+
+    Raises
+    ------
+    DataError
+        If a target has no features, or fewer candidates have some than the budget asks for.
+    """
+    left_out = represented.unusable
     for target in targets:
         if target.sample_id in left_out:
             detail = left_out[target.sample_id].detail
             raise DataError(f"target row {target.prompt[:60]!r} cannot be represented: {detail}")
     usable = [sample for sample in candidates if sample.sample_id not in left_out]
+    unusable = [left_out[s.sample_id] for s in candidates if s.sample_id in left_out]
     if len(usable) < budget.rows:
         raise DataError(
             f"only {len(usable)} of {len(candidates)} candidates can be represented, fewer than the"
             f" budget of {budget.rows}; the first reason: {unusable[0].detail}"
         )
-    whole = concatenate(computed)
-    place_of = {sample_id: place for place, sample_id in enumerate(whole.sample_ids)}
-
-    def features(samples: Sequence[Sample]) -> Features:
-        part = whole.take(np.array([place_of[sample.sample_id] for sample in samples]))
-        return Features(part.vectors, part.norms, part.losses, part.num_tokens)
-
     problem = selection_problem(
         usable,
-        features(usable),
+        represented.of(usable),
         targets,
-        features(targets),
+        represented.of(targets),
         centre=config.gradients.centre,
     )
     settings = config.selection

@@ -29,8 +29,10 @@ def serve(home_dir: Path | None, port: int, mlflow_port: int) -> int:
     home = home_at(home_dir).init()
     logs = home.root / "logs"
     logs.mkdir(exist_ok=True)
-    # SIGTERM stops the servers too: a service manager sends that.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGTERM stops the servers too: a service manager sends that. SIGINT is set because a script
+    # that starts us with `&` makes us, and through us the servers, ignore it.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
     servers: dict[str, subprocess.Popen] = {}
     try:
         for name, command in _commands(home, port, mlflow_port).items():

@@ -51,7 +51,7 @@ class GradientBatch:
     losses: np.ndarray
     num_tokens: np.ndarray
 
-    def take(self, places: np.ndarray) -> GradientBatch:
+    def take(self, places: Sequence[int] | np.ndarray) -> GradientBatch:
         """The rows at the given places."""
         return GradientBatch(
             sample_ids=tuple(self.sample_ids[place] for place in places),

@@ -84,4 +84,5 @@ def _reporting(batches: Iterator[GradientBatch], total: int) -> Iterator[Gradien
         yield batch
         done += len(batch.sample_ids)
         progress("gradients", done, total)
-    progress("gradients", total, total)
+    if done < total:  # the others were stored already
+        progress("gradients", total, total)

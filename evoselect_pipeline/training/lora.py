@@ -177,7 +177,8 @@ def _arguments(train: TrainSettings, seed: int, work_dir: Path) -> TrainingArgum
         bf16=train.bf16,
         seed=seed,
         data_seed=seed,
-        logging_steps=10,
+        # Every step: an average since the last entry would start over when training is resumed.
+        logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=train.checkpoint_steps,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from evoselect_pipeline.core.encoding import Encoder
@@ -83,7 +83,16 @@ def load_encoder(settings: ModelSettings) -> Encoder:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=settings.revision)
     except (OSError, ValueError) as error:
         raise ConfigError(_cannot_load("tokenizer", settings, error)) from error
-    return Encoder(tokenizer, settings.max_length)
+    return Encoder(tokenizer, settings.max_length, _stop_ids(path, settings.revision))
+
+
+def _stop_ids(path: str, revision: str | None) -> list[int]:
+    """The tokens that end an answer by the model's own generation settings, if it has any."""
+    try:
+        stops = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
+    except OSError:
+        return []
+    return [stops] if isinstance(stops, int) else list(stops or ())
 
 
 def _cannot_load(what: str, settings: ModelSettings, error: Exception) -> str:

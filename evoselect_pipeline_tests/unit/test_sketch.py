@@ -1,4 +1,4 @@
-"""Law: a sketch preserves inner products on average, adds up block by block, and is reproducible."""
+"""Law: a sketch preserves inner products on average, loads buckets evenly, and is reproducible."""
 
 import numpy as np
 import pytest

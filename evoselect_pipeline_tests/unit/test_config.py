@@ -1,0 +1,67 @@
+"""Law: a configuration is read whole or refused with the key, the value and the nearest name."""
+
+import pytest
+import yaml
+
+from evoselect_pipeline.config import LineConfig, load_config, parse_config
+from evoselect_pipeline.errors import ConfigError
+
+
+def test_nothing_given_is_the_playground():
+    assert parse_config(None, "nowhere") == LineConfig()
+
+
+def test_a_defs_yaml_is_a_configuration_file(tmp_path):
+    path = tmp_path / "defs.yaml"
+    path.write_text(yaml.safe_dump({"type": "x.EvolutionLine", "attributes": {"seed": 3}}))
+    assert load_config(path).seed == 3
+
+
+def test_overrides_win_and_are_read_as_yaml():
+    config = parse_config(
+        {"selection": {"ratio": 0.5, "method": "random"}},
+        "f",
+        ["selection.ratio=0.1", "train.epochs=2.5", "selection.evoselect.epsilon=0.2"],
+    )
+    assert (config.selection.ratio, config.selection.method) == (0.1, "random")
+    assert config.train.epochs == 2.5
+    assert config.selection.evoselect.epsilon == 0.2
+
+
+@pytest.mark.parametrize(
+    ("tree", "complaint"),
+    [
+        ({"selecton": {}}, r"f: unknown key 'selecton'; did you mean 'selection'\?"),
+        ({"train": {"leraning_rate": 1}}, r"train.leraning_rate'; did you mean 'learning_rate'"),
+        ({"selection": {"evoselect": {"epsilom": 1}}}, r"did you mean 'epsilon'"),
+        ({"train": {"learning_rate": -1}}, r"train.learning_rate: .*greater than 0, found -1"),
+        ({"selection": {"ratio": "much"}}, r"selection.ratio: .*found 'much'"),
+        ({"selection": {"evoselect": {"epsilon": 0}}}, "epsilon must be above 0"),
+        ({"selection": {"method": "best"}}, "selection.method"),
+        ({"line": "../../x"}, "line '../../x' must match"),
+        ({"generator": {"kind": "files", "pattern": "x"}}, "both be playground, or both files"),
+        ([1], "expected keys and values"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(tree, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        parse_config(tree, "f")
+
+
+@pytest.mark.parametrize("override", ["selection.ratio", "=1", "seed=[1"])
+def test_a_malformed_override_is_refused(override):
+    with pytest.raises(ConfigError, match="--set"):
+        parse_config({}, "f", [override])
+
+
+@pytest.mark.parametrize("content", ["a: [", "!!python/object/apply:os.getcwd []"])
+def test_what_is_not_plain_yaml_is_refused(tmp_path, content):
+    path = tmp_path / "line.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(path)
+
+
+def test_the_configuration_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        LineConfig().seed = 1  # type: ignore[misc]

@@ -1,0 +1,64 @@
+"""Law: an answer is what the model decodes greedily, whatever rows it is batched with."""
+
+import pytest
+
+from evoselect_pipeline.config import LoraSettings, ModelSettings
+from evoselect_pipeline.core.records import sample_from_pair
+from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.evaluation.exact_match import exact_match
+from evoselect_pipeline.playground.tasks import task_rows
+from evoselect_pipeline.training.models import load_encoder, load_merged
+
+MODEL = ModelSettings()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_merged(MODEL, None, LoraSettings())
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder(MODEL)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return task_rows("stories", num_test=24).test
+
+
+def test_answers_do_not_depend_on_the_batch_and_come_back_in_order(model, encoder, rows):
+    alone = exact_match(model, encoder, rows, max_new_tokens=8, batch_size=1)
+    together = exact_match(model, encoder, rows[::-1], max_new_tokens=8, batch_size=24)
+    assert [p.sample_id for p in alone] == [row.sample_id for row in rows]
+    assert alone == together[::-1]
+
+
+def test_the_models_own_answer_is_correct_and_another_is_not(model, encoder, rows):
+    for row, said in zip(
+        rows, exact_match(model, encoder, rows[:4], max_new_tokens=8), strict=False
+    ):
+        assert said.answer.strip()
+        own = sample_from_pair(row.prompt, f" {said.answer} ")
+        other = sample_from_pair(row.prompt, f"{said.answer}x")
+        (right, wrong) = exact_match(model, encoder, [own, other], max_new_tokens=8)
+        assert right.correct
+        assert not wrong.correct
+
+
+def test_progress_is_told_and_ends_at_the_total(model, encoder, rows):
+    told = []
+    exact_match(
+        model,
+        encoder,
+        rows[:5],
+        max_new_tokens=2,
+        batch_size=2,
+        on_rows=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_nothing_to_evaluate_is_refused(model, encoder):
+    with pytest.raises(DataError, match="no rows to evaluate"):
+        exact_match(model, encoder, [], max_new_tokens=2)

@@ -1,0 +1,61 @@
+"""Law: centring takes out what all rows share, and leaves unit rows and broken rows as they are."""
+
+import numpy as np
+
+from evoselect_pipeline.core.features import Features, selection_problem
+from evoselect_pipeline.core.records import sample_from_pair
+
+
+def features_of(vectors):
+    vectors = np.asarray(vectors, np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    count = len(vectors)
+    ones = np.ones(count, np.float32)
+    return Features(unit, np.where(lengths[:, 0] > 0, ones, 0), ones, np.full(count, 4))
+
+
+def rows(count, name):
+    return [sample_from_pair(f"{name} {number}", "x") for number in range(count)]
+
+
+def problem_of(candidates, targets, **settings):
+    return selection_problem(
+        rows(len(candidates), "row"),
+        features_of(candidates),
+        rows(len(targets), "target"),
+        features_of(targets),
+        **settings,
+    )
+
+
+def test_a_shared_direction_no_longer_hides_the_difference():
+    draw = np.random.default_rng(0)
+    shared = 10 * np.eye(1, 8)[0]
+    groups = [shared + draw.normal(size=(20, 8)) * 0.1 + sign * np.eye(8)[1] for sign in (1, -1)]
+    problem = problem_of(np.concatenate(groups), groups[0][:4] + 1e-3)
+    cosines = problem.candidates.gradients @ problem.targets.gradients.T
+    assert cosines[:20].min() > 0 > cosines[20:].max()
+    raw = problem_of(np.concatenate(groups), groups[0][:4] + 1e-3, centre=False)
+    assert (raw.candidates.gradients @ raw.targets.gradients.T).min() > 0.9
+
+
+def test_rows_stay_unit_and_rows_without_a_gradient_stay_zero():
+    candidates = np.array([[1.0, 2.0, 0.5], [0.0, 0.0, 0.0], [2.0, 1.0, 3.0]])
+    problem = problem_of(candidates, [[1.0, 0.0, 0.0]])
+    lengths = np.linalg.norm(problem.candidates.gradients, axis=1)
+    np.testing.assert_allclose(lengths, [1, 0, 1], atol=1e-6)
+    assert list(problem.candidates.usable) == [True, False, True]
+
+
+def test_history_is_centred_like_the_pool():
+    candidates = np.random.default_rng(1).normal(size=(5, 4)) + 3
+    problem = selection_problem(
+        rows(5, "row"),
+        features_of(candidates),
+        rows(2, "target"),
+        features_of(candidates[:2]),
+        history_ids=["h"],
+        history_vectors=features_of(candidates[3:4]).vectors,
+    )
+    np.testing.assert_allclose(problem.history[0], problem.candidates.gradients[3], atol=1e-6)
