@@ -20,6 +20,9 @@ app = typer.Typer(
 )
 
 
+INTERRUPTED = 130
+
+
 class Format(StrEnum):
     """How a report is written."""
 
@@ -159,10 +162,11 @@ def select(
 def main() -> None:
     """Run the command line: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
     try:
-        app(standalone_mode=True)
+        app()
     except EvoselectError as error:
         typer.secho(f"evoselect: {error}", fg="red", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.secho("evoselect: interrupted; what was finished is kept", fg="yellow", err=True)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer has turned Ctrl-C into this
+            typer.secho("evoselect: interrupted; what was finished is kept", fg="yellow", err=True)
+        raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from evoselect_pipeline.core.selection import EvoSelectSettings
 from evoselect_pipeline.errors import ConfigError
-
-LINE_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,62}")
+from evoselect_pipeline.stores.home import line_name
 
 
 class Settings(BaseModel):
@@ -184,8 +182,7 @@ class LineConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> LineConfig:
-        if not LINE_NAME.fullmatch(self.line):
-            raise ValueError(f"line {self.line!r} must match {LINE_NAME.pattern}")
+        line_name(self.line)
         if (self.task.kind == "playground") != (self.generator.kind == "playground"):
             raise ValueError("task.kind and generator.kind must both be playground, or both files")
         return self

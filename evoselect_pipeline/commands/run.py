@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from evoselect_pipeline.commands.console import live_progress, stderr
 from evoselect_pipeline.commands.context import home_at, read_line_config
 from evoselect_pipeline.commands.status import report
@@ -29,11 +31,9 @@ def run_rounds(
 ) -> int:
     """Materialize the next rounds; return 0, or 1 if a round failed."""
     config = read_line_config(config_file, overrides)
-    from evoselect_pipeline.rounds.data import load_task
-
-    load_task(config)  # bad files are found before anything is created
-    home = home_at(home_dir).init()
-    line = Line(config, home)
+    line = Line(config, home_at(home_dir))
+    _refuse_bad_rows(line, num_rounds)
+    home = line.home.init()
     seconds: dict[int, float] = {}
     with home.lease(line.name, f"evoselect run (process {os.getpid()})"):
         for _ in range(num_rounds):
@@ -41,12 +41,23 @@ def run_rounds(
             stderr.print(f"[bold]Round {round_key(round_number)} of line {line.name}[/bold]")
             started = time.monotonic()
             if failure := _materialize(config, home, round_number):
-                stderr.print(f"[red]round {round_key(round_number)} failed[/red]: {failure}")
+                what = f"[red]round {round_key(round_number)} failed[/red]: {escape(failure)}"
+                stderr.print(what, soft_wrap=True)
                 stderr.print("What was finished is kept; `evoselect run` goes on from there.")
                 return 1
             seconds[round_number] = time.monotonic() - started
     report(line, format, seconds)
     return 0
+
+
+def _refuse_bad_rows(line: Line, num_rounds: int) -> None:
+    """Read the task's rows, and the rounds' files if rows come in files, before making anything."""
+    from evoselect_pipeline.rounds.data import load_generator, load_task
+
+    load_task(line.config)
+    generator, first = load_generator(line.config), line.next_round()
+    for round_number in range(first, first + num_rounds):
+        generator.fingerprint(round_number)
 
 
 def _materialize(config: LineConfig, home: Home, round_number: int) -> str | None:
@@ -80,6 +91,8 @@ def _failure(result: dg.ExecuteInProcessResult) -> str:
         if data.user_failure_data and data.user_failure_data.description:
             return f"{event.step_key}: {data.user_failure_data.description}"
         if data.error:
+            if "DagsterExecutionInterruptedError" in data.error.to_string():
+                raise KeyboardInterrupt  # Dagster turned Ctrl-C into a failed step
             cause = data.error.cause or data.error
             return (
                 f"{event.step_key}: {cause.message.strip()}\nThe whole trace is in the run's log:"

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from scipy.special import logsumexp
 
 from evoselect_pipeline.errors import DataError, NumericsError
 
@@ -172,7 +171,7 @@ def sinkhorn_steps(
 def soft_minimum(cost: np.ndarray, weights: np.ndarray, epsilon: float) -> np.ndarray:
     """-eps * log sum_j w_j exp(-cost_ij / eps) for each row i of cost [n, m], weights [m]."""
     used = weights > 0
-    return -epsilon * logsumexp(-cost[:, used] / epsilon, axis=1, b=weights[used])
+    return -epsilon * np.logaddexp.reduce(np.log(weights[used]) - cost[:, used] / epsilon, axis=1)
 
 
 def log_plan(

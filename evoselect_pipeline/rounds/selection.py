@@ -33,6 +33,7 @@ from evoselect_pipeline.rounds.representation import (
     gradient_fingerprint,
     store_gradients,
 )
+from evoselect_pipeline.rounds.verdicts import candidates_well_formed, gradients_finite, require
 from evoselect_pipeline.stores.artifacts import Artifact, find, open_artifact, publish
 
 
@@ -46,6 +47,7 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
 
     config = line.config
     start = entering(line, round_number)
+    require(candidates_well_formed, line, round_number)
     proxy_settings = config.proxy or config.model
     wears_adapter = config.proxy is None and config.refresh_proxy
     adapter = start.path if wears_adapter else None
@@ -142,6 +144,7 @@ def alignment_scores(line: Line, round_number: int) -> Artifact:
     Rows are weighed whichever selector is configured: the scores tell what EvoSelect thinks of a
     row that another method chose.
     """
+    require(gradients_finite, line, round_number)
     config = line.config
     represented = line.artifact(round_number, "projected_gradients")
     settings = {
@@ -208,6 +211,7 @@ def selected_subset(line: Line, round_number: int) -> Artifact:
         *selection.rejections,
     ]
     _put_decisions(line, round_number, selection.picks, rejections)
+    line.store.tag_round(line.name, round_number)
     with publish(directory, inputs=inputs) as folder:
         write_json(folder / "picks.json", [asdict(pick) for pick in selection.picks])
         write_json(folder / FACTS, _selection_facts(selection, rejections))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -31,7 +32,8 @@ LAYOUT_VERSION = 1
 VARIABLE = "EVOSELECT_HOME"
 DEFAULT = "./evoselect_home"
 
-_LINE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+# A line names a folder, Dagster assets and an MLflow model; Dagster allows no hyphen.
+_LINE = re.compile(r"[a-z0-9][a-z0-9_]{0,62}")
 _ROUND = re.compile(r"[0-9]{4}")
 
 
@@ -39,7 +41,7 @@ def line_name(name: str) -> str:
     """Return the name of an evolution line, or raise ConfigError: it becomes a folder."""
     if not isinstance(name, str) or not _LINE.fullmatch(name):
         raise ConfigError(
-            f"line {name!r}: a name is 1 to 64 of a-z 0-9 _ -, starting with a letter or digit"
+            f"line {name!r}: a name is 1 to 63 of a-z 0-9 _, starting with a letter or digit"
         )
     return name
 
@@ -295,6 +297,8 @@ def _create_mlflow(database: Path, artifacts_dir: Path) -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    # Importing MLflow sets its loggers' levels; that it creates its tables is no news to the user.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     store = SqlAlchemyStore(f"sqlite:///{database}", str(artifacts_dir))
     # Closes every connection, so that SQLite folds its side files into the one we rename.
     store.engine.dispose()

@@ -33,6 +33,8 @@ LINE_TAG = "evoselect.line"
 ROUND_TAG = "evoselect.round_key"
 SHA_TAG = "evoselect.sha256"
 PARENT_TAG = "mlflow.parentRunId"
+# Without it the UI opens the experiment on an empty page about traces, not on its runs.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 # What MLflow accepts in one tag; longer values are cut, since the whole is in params.json.
 TAG_CHARS = 4_000
 
@@ -234,7 +236,9 @@ class Tracking:
                 return found.experiment_id
             try:
                 location = self.home.mlflow_artifacts_dir / EXPERIMENT
-                return self._client.create_experiment(EXPERIMENT, location.as_uri())
+                return self._client.create_experiment(
+                    EXPERIMENT, location.as_uri(), EXPERIMENT_TAGS
+                )
             except MlflowException as error:
                 # Another line's process was faster: look again.
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":

@@ -7,6 +7,7 @@ own would have to grow mixed precision, accumulation, multi-GPU and resuming by 
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -158,8 +159,18 @@ def last_checkpoint(work_dir: Path) -> str | None:
     found = sorted(
         work_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True
     )
-    complete = [p for p in found if all((p / name).is_file() for name in CHECKPOINT_FILES)]
-    return str(complete[0]) if complete else None
+    return next((str(path) for path in found if _is_complete(path)), None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    if not all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
+        return False
+    try:
+        # Written last, and not atomically: whole means that all before it is whole.
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def _arguments(train: TrainSettings, seed: int, work_dir: Path) -> TrainingArguments:

@@ -1,0 +1,75 @@
+"""The real `evoselect` in a process of its own, on rounds small enough for tests."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+TINY = {
+    "generator.num_candidates": 200,
+    "train.steps": 5,
+    "gradients.dim": 64,
+    "task.num_targets": 8,
+    "task.num_validation": 10,
+    "task.num_test": 20,
+    "evaluation.max_new_tokens": 4,
+}
+
+
+def overrides(**changes: Any) -> list[str]:
+    """`--set` options of a tiny round; `train__steps=9` changes `train.steps`."""
+    settings = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
+def start(
+    *arguments: object, fault: str = "", cwd: Path = REPOSITORY, program: str = "evoselect"
+) -> subprocess.Popen:
+    """Start a command of the virtual environment."""
+    environment = {
+        **os.environ,
+        "EVOSELECT_FAULT": fault,
+        "OMP_NUM_THREADS": "1",
+        "NO_COLOR": "1",
+        "COLUMNS": "120",
+    }
+    # Dagster's own commands must not find the instance of a test in this process.
+    environment.pop("DAGSTER_HOME", None)
+    return subprocess.Popen(
+        [BIN / program, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*arguments: object, **options: Any) -> subprocess.CompletedProcess:
+    """Run a command to its end."""
+    child = start(*arguments, **options)
+    out, err = child.communicate(timeout=300)
+    return subprocess.CompletedProcess(child.args, child.returncode, out, err)
+
+
+def run_rounds(home: Path, settings: Sequence[str], rounds: int = 2) -> dict[str, Any]:
+    """`evoselect run --format json`, which must succeed; its report."""
+    command = ("run", "--home", home, "--rounds", rounds, "--format", "json", *settings)
+    ended = finish(*command)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def manifests(home: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of every published artifact's manifest, by its path in the home."""
+    return {
+        str(path.parent.relative_to(home / "lines")): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted((home / "lines").rglob("manifest.json"))
+        if not any(part.startswith(".") for part in path.relative_to(home).parts)
+    }

@@ -1,0 +1,85 @@
+"""Law: on real questions, selection finds the rows of the target's task and takes no copies.
+
+BIG-Bench-Hard is benchmark data: it is read where it lies beside the project, never shipped.
+"""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from evoselect_pipeline.commands.select import choose, represent
+from evoselect_pipeline.config import LineConfig, ModelSettings
+from evoselect_pipeline.core.gates import evaluation_keys, gate, text_key
+from evoselect_pipeline.core.records import Sample, sample_from_pair
+from evoselect_pipeline.core.selection import Budget
+from evoselect_pipeline.stores.jsonl import read_samples
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "bbh"
+NUM_TASKS, NUM_TARGETS, NUM_COPIES = 10, 32, 250
+CONFIG = LineConfig(model=ModelSettings(max_length=2048))
+
+pytestmark = [
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"BIG-Bench-Hard is not at {DATA}"),
+    pytest.mark.slow,
+    pytest.mark.xdist_group("real_data"),
+]
+
+
+@pytest.fixture(scope="module")
+def rows_of_task() -> dict[str, list[Sample]]:
+    files = sorted(DATA.glob("*.jsonl"))[:NUM_TASKS]
+    return {file.stem: read_samples(file) for file in files}
+
+
+def copy_of(sample: Sample, rng: random.Random) -> Sample:
+    """The same question with other spacing, case or full stop."""
+    prompt = rng.choice(
+        [
+            "  " + sample.prompt.replace(" ", "  "),
+            sample.prompt.upper(),
+            sample.prompt.lower() + "\n",
+            sample.prompt + ".",
+        ]
+    )
+    return sample_from_pair(prompt, sample.completion, subtask=sample.subtask)
+
+
+@pytest.fixture(scope="module")
+def copies(rows_of_task) -> list[Sample]:
+    rng = random.Random(0)
+    rows = [row for rows in rows_of_task.values() for row in rows]
+    return [copy_of(row, rng) for row in rng.sample(rows, NUM_COPIES)]
+
+
+@pytest.fixture(scope="module")
+def represented(rows_of_task, copies):
+    torch.set_num_threads(2)
+    return represent([*(r for rows in rows_of_task.values() for r in rows), *copies], CONFIG)
+
+
+def test_ten_percent_of_ten_mixed_tasks_are_mostly_of_the_targets_task(
+    rows_of_task, copies, represented
+):
+    lifts = {}
+    for task, rows in rows_of_task.items():
+        targets = random.Random(task).sample(rows, NUM_TARGETS)
+        others = [row for rows in rows_of_task.values() for row in rows]
+        passed, _ = gate([*others, *copies], evaluation_keys(targets))
+        budget = Budget(rows=round(0.1 * len(passed)))
+        selection, _ = choose(passed, targets, budget, represented, CONFIG)
+
+        row_of = {row.sample_id: row for row in passed}
+        chosen = [row_of[sample_id] for sample_id in selection.selected_ids]
+        share = sum(row.subtask == task for row in chosen) / len(chosen)
+        lifts[task] = share / (sum(row.subtask == task for row in passed) / len(passed))
+
+        assert 0.5 * budget.rows < len(chosen) <= budget.rows
+        assert max(Counter(text_key(row) for row in chosen).values()) == 1
+        assert all(pick.reason and pick.target_id for pick in selection.picks)
+        assert len(selection.picks) + len(selection.rejections) == len(passed)
+    print({task: round(lift, 2) for task, lift in lifts.items()})
+    assert sum(lifts.values()) / len(lifts) >= 7, lifts
+    assert min(lifts.values()) >= 4, lifts
