@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from evoselect_pipeline.core.selection import EvoSelectSettings
 from evoselect_pipeline.errors import ConfigError
@@ -150,6 +158,13 @@ class ScheduleSettings(Settings):
     timezone: str = "UTC"
 
 
+def _kind(value: Any) -> str | None:
+    """Which kind of task or generator is meant: the playground's, where none is named."""
+    return (
+        value.get("kind", "playground") if isinstance(value, dict) else getattr(value, "kind", None)
+    )
+
+
 class LineConfig(Settings):
     """One evolution line: one task evolving under one configuration."""
 
@@ -157,10 +172,14 @@ class LineConfig(Settings):
         default="playground", description="Name: lower-case letters, digits, underscores."
     )
     seed: int = Field(default=0, ge=0)
-    task: Annotated[PlaygroundTask | FileTask, Field(discriminator="kind")] = PlaygroundTask()
-    generator: Annotated[PlaygroundSource | FileSource, Field(discriminator="kind")] = (
-        PlaygroundSource()
-    )
+    task: Annotated[
+        Annotated[PlaygroundTask, Tag("playground")] | Annotated[FileTask, Tag("files")],
+        Discriminator(_kind),
+    ] = PlaygroundTask()
+    generator: Annotated[
+        Annotated[PlaygroundSource, Tag("playground")] | Annotated[FileSource, Tag("files")],
+        Discriminator(_kind),
+    ] = PlaygroundSource()
     min_candidates: int = Field(
         default=16, ge=1, description="Fewer usable candidates end the round."
     )
@@ -251,6 +270,8 @@ def _explain(error: ValidationError, where: str) -> str:
     lines = []
     for item in error.errors():
         path = [str(part) for part in item["loc"]]
+        if len(path) > 1 and path[0] in ("task", "generator"):
+            del path[1]  # pydantic names the kind it took the value for
         key = ".".join(path)
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             near = difflib.get_close_matches(path[-1], _known_keys(), n=1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from evoselect_pipeline.commands.console import live_progress, stderr
-from evoselect_pipeline.commands.context import home_at, read_line_config
+from evoselect_pipeline.commands.context import home_at, open_home, read_line_config
 from evoselect_pipeline.commands.status import report
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.rounds.line import Line
@@ -33,7 +33,7 @@ def run_rounds(
     config = read_line_config(config_file, overrides)
     line = Line(config, home_at(home_dir))
     _refuse_bad_rows(line, num_rounds)
-    home = line.home.init()
+    home = open_home(home_dir)
     seconds: dict[int, float] = {}
     with home.lease(line.name, f"evoselect run (process {os.getpid()})"):
         for _ in range(num_rounds):

@@ -56,6 +56,8 @@ def select_rows(request: Request, format: str) -> None:
     rows = read_samples_with_rows(request.candidates)
     targets = list({s.sample_id: s for s in read_samples(request.target)}.values())
     passed, rejected = gate([sample for sample, _ in rows], evaluation_keys(targets))
+    # Sums depend on their order in the last digits; the order of lines must not show in the result.
+    passed.sort(key=lambda sample: sample.sample_id)
     budget = _budget(request.budget, len(passed), request.candidates)
     with live_progress():
         represented = represent([*passed, *targets], config)

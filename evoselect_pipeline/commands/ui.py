@@ -13,9 +13,10 @@ import urllib.request
 from pathlib import Path
 
 from evoselect_pipeline.commands.console import stderr, stdout
-from evoselect_pipeline.commands.context import home_at
+from evoselect_pipeline.commands.context import open_home
 from evoselect_pipeline.errors import ConfigError
 from evoselect_pipeline.stores.home import VARIABLE, Home, project_file
+from evoselect_pipeline.stores.tracking import Tracking
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0
@@ -24,9 +25,11 @@ STOP_TIMEOUT_S = 20.0
 
 def serve(home_dir: Path | None, port: int, mlflow_port: int) -> int:
     """Start the servers and wait; return 0 after Ctrl-C, 1 if one of them ended by itself."""
+    if port == mlflow_port:
+        raise ConfigError(f"--port and --mlflow-port are both {port}; choose two")
     for wanted, option in ((port, "--port"), (mlflow_port, "--mlflow-port")):
         _refuse_taken(wanted, option)
-    home = home_at(home_dir).init()
+    home = open_home(home_dir)
     logs = home.root / "logs"
     logs.mkdir(exist_ok=True)
     # SIGTERM stops the servers too: a service manager sends that. SIGINT is set because a script
@@ -37,9 +40,10 @@ def serve(home_dir: Path | None, port: int, mlflow_port: int) -> int:
     try:
         for name, command in _commands(home, port, mlflow_port).items():
             servers[name] = _start(command, home, logs / f"{name}.log")
+        runs_page = Tracking(home).runs_page()
         _wait_until_up(servers, {"webserver": port, "mlflow": mlflow_port}, logs)
         stdout.print(f"Dagster  http://{HOST}:{port}   rounds, lineage, schedules")
-        stdout.print(f"MLflow   http://{HOST}:{mlflow_port}   metrics, adapters")
+        stdout.print(f"MLflow   http://{HOST}:{mlflow_port}{runs_page}   metrics, adapters")
         stdout.print("Ctrl-C stops both.")
         while True:
             _refuse_ended(servers, logs)
@@ -115,16 +119,28 @@ def _refuse_ended(servers: dict[str, subprocess.Popen], logs: Path) -> None:
 
 
 def _stop(servers: dict[str, subprocess.Popen]) -> None:
+    # An impatient second Ctrl-C must not leave servers behind.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
     for server in servers.values():
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGINT)
+        _signal_group(server, signal.SIGINT)
     deadline = time.monotonic() + STOP_TIMEOUT_S
     for server in servers.values():
-        try:
-            server.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+        # The whole group: a round that is running in the daemon's must end too.
+        while _signal_group(server, 0) and time.monotonic() < deadline:
+            server.poll()
+            time.sleep(0.1)
+        _signal_group(server, signal.SIGKILL)
+        server.wait()
+
+
+def _signal_group(leader: subprocess.Popen, signum: int) -> bool:
+    """Send a signal to all processes of a server; return whether there were any."""
+    try:
+        os.killpg(leader.pid, signum)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _refuse_taken(port: int, option: str) -> None:

@@ -58,7 +58,6 @@ def line_definitions(config: LineConfig) -> dg.Definitions:
     job = dg.define_asset_job(
         f"{config.line}_round",
         selection=dg.AssetSelection.assets(*assets),
-        partitions_def=partitions,
         tags={LINE_TAG: config.line},
         description=f"One whole round of line {config.line}.",
     )
@@ -122,7 +121,7 @@ def _materialize(line: Line, make: Any, context: dg.AssetExecutionContext) -> dg
     """Run a stage as the line's only worker and describe its artifact."""
     started = time.monotonic()
     try:
-        with line.home.lease(line.name, f"run {context.run_id}"):
+        with line.home.lease(line.name, f"run {context.run.run_id}"):
             artifact: Artifact = make()
     except EvoselectError as error:
         # These say what is wrong with the input; the same input fails again.
@@ -154,7 +153,7 @@ def _open_next_round(context: dg.AssetExecutionContext, line: Line, round_number
                 "from_round": round_key(round_number),
                 "adapter": "the base model" if adapter.path is None else str(adapter.path),
                 "source": dg.MetadataValue.asset(source),
-                "source_run": dg.MetadataValue.dagster_run(context.run_id),
+                "source_run": dg.MetadataValue.dagster_run(context.run.run_id),
             },
             tags={"dagster/data_version": adapter.digest},
         )

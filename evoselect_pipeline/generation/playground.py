@@ -28,7 +28,7 @@ class World:
 
 
 WORLDS = {
-    "weak": World(dict(zip(TRUTHS, (0.25, 0.15, 0.05, 0.35, 0.20), strict=True)), 0.8, 6),
+    "weak": World(dict(zip(TRUTHS, (0.25, 0.15, 0.05, 0.35, 0.20), strict=True)), 0.85, 6),
     "strong": World(dict(zip(TRUTHS, (0.60, 0.06, 0.02, 0.17, 0.15), strict=True)), 0.95, 30),
 }
 # A seed can be varied in thousands of ways; past this many copies of one, take more seeds.

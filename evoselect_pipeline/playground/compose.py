@@ -6,75 +6,74 @@ from collections.abc import Callable
 from functools import partial
 from random import Random
 
-from evoselect_pipeline.playground.kinds import Draft, Kind, words
+from evoselect_pipeline.playground.kinds import Draft, Kind
 from evoselect_pipeline.playground.words import SHORT_WORDS
+
+LIST_LENGTH = 3
 
 Step = Callable[[list[str]], list[str]]
 
 STEPS: dict[str, Step] = {
     "reverse": lambda items: items[::-1],
-    "capitals": lambda items: [item.upper() for item in items],
+    "rotate": lambda items: [*items[1:], *items[:1]],
     "first": lambda items: items[:1],
     "last": lambda items: items[-1:],
     "drop first": lambda items: items[1:],
     "drop last": lambda items: items[:-1],
-    "initials": lambda items: [item[0] for item in items],
-    "swap ends": lambda items: [items[-1], *items[1:-1], items[0]],
     "double": lambda items: [item for item in items for _ in range(2)],
 }
 # How the base model has been asked for a single step, and for each step of a seen pair.
 WORDING = {
     "reverse": "reverse the list",
-    "capitals": "write in capitals",
+    "rotate": "move the first word to the end",
     "first": "keep the first word",
     "last": "keep the last word",
     "drop first": "drop the first word",
     "drop last": "drop the last word",
-    "initials": "give the initials",
-    "swap ends": "swap the ends",
     "double": "say each word twice",
 }
 SEEN_PAIRS = (
     ("reverse", "first"),
-    ("reverse", "capitals"),
-    ("drop first", "capitals"),
-    ("drop last", "reverse"),
-    ("first", "capitals"),
-    ("drop last", "initials"),
+    ("reverse", "rotate"),
+    ("reverse", "drop last"),
+    ("rotate", "last"),
+    ("rotate", "drop first"),
     ("drop first", "last"),
-    ("swap ends", "first"),
-    ("swap ends", "drop last"),
+    ("drop first", "reverse"),
+    ("drop last", "first"),
+    ("drop last", "double"),
     ("first", "double"),
-    ("initials", "capitals"),
+    ("double", "first"),
+    ("double", "last"),
 )
 # The last entry is how the task asks; None is the seen wording "..., then ...: list".
 NEW = (
-    ("reverse", "initials", None),
-    ("drop last", "capitals", None),
-    ("drop first", "reverse", None),
+    ("reverse", "last", None),
+    ("reverse", "drop first", None),
+    ("rotate", "first", None),
+    ("rotate", "drop last", None),
+    ("drop first", "double", None),
+    ("drop last", "reverse", None),
     ("last", "double", None),
-    ("last", "capitals", "What is the last word of {items}, in capitals?"),
-    ("drop first", "initials", None),
-    ("reverse", "drop first", "Read {items} backwards and skip one."),
-    ("swap ends", "capitals", None),
-    ("swap ends", "initials", "Initials of {items} with both ends swapped?"),
-    ("drop first", "swap ends", None),
-    ("drop last", "double", "Twice each but the last: {items}"),
-    ("reverse", "double", None),
+    ("reverse", "drop last", "Reverse {items} and drop the last word."),
+    ("drop first", "last", "Drop the first word and then keep the last word: {items}"),
+    ("rotate", "last", "Move the first word to the end and keep the last word: {items}"),
+    ("first", "double", "Say the first word of {items} twice."),
+    ("drop last", "double", "Drop the last word and say each word twice: {items}"),
 )
 
 
 def draw_single(step: str, rng: Random) -> Draft:
     """Ask for one step on a list of words."""
-    items = words(rng, SHORT_WORDS, 2, 4)
+    items = rng.sample(SHORT_WORDS, LIST_LENGTH)
     wording = WORDING[step]
-    text = rng.choice((f"{wording.capitalize()}: ", f"{wording.capitalize()} of this: "))
+    text = rng.choice((f"{wording.capitalize()}: ", f"Please {wording}: "))
     return Draft(text + ", ".join(items), ", ".join(STEPS[step](items)))
 
 
 def draw_pair(first: str, second: str, text: str | None, rng: Random) -> Draft:
     """Ask for two steps; the slips do only one of them."""
-    items = words(rng, SHORT_WORDS, 3, 4)
+    items = rng.sample(SHORT_WORDS, LIST_LENGTH)
     listed = ", ".join(items)
     if text is None:
         prompt = f"{WORDING[first].capitalize()}, then {WORDING[second]}: {listed}"
@@ -91,6 +90,9 @@ SEEN_COMPOSE = tuple(
     for first, second in SEEN_PAIRS
 )
 NEW_COMPOSE = tuple(
-    Kind(f"{first} then {second}".replace(" ", "_"), partial(draw_pair, first, second, text))
+    Kind(
+        f"{first} {second}{'' if text is None else ' reworded'}".replace(" ", "_"),
+        partial(draw_pair, first, second, text),
+    )
     for first, second, text in NEW
 )

@@ -11,6 +11,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -32,7 +33,7 @@ PAD, BOS, END, SYSTEM, USER, ASSISTANT = SPECIALS = (
     "<user>",
     "<assistant>",
 )
-VOCABULARY = 512
+VOCABULARY = 1024
 # One digit, a word, punctuation with the space after it, one white space.
 PIECES = r"\d|[^\W\d]+|[^\w\s]+ ?|\s"
 CHAT_TEMPLATE = (
@@ -77,10 +78,8 @@ def train_tokenizer(rng: Random, num_texts: int = 20_000) -> PreTrainedTokenizer
     drafts = (draw_skill(rng)[1] for _ in range(num_texts))
     skill_texts = (f"{draft.prompt}\n{draft.answer}" for draft in drafts)
     # Plain sentences keep the merges useful for ordinary English, not for the skills alone.
-    prose = (sentence(rng) for _ in range(num_texts))
-    tokenizer.train_from_iterator(
-        (t for pair in zip(skill_texts, prose, strict=True) for t in pair), trainer
-    )
+    prose = (sentence(rng) for _ in range(num_texts // 4))
+    tokenizer.train_from_iterator(chain(skill_texts, prose), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -103,7 +102,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=2048,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

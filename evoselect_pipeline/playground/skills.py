@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+from evoselect_pipeline.playground.compare import SEEN_COMPARE
 from evoselect_pipeline.playground.compose import SEEN_COMPOSE, SINGLE_STEPS
 from evoselect_pipeline.playground.kinds import Draft, Kind, words
 from evoselect_pipeline.playground.lookup import SEEN_LOOKUP
@@ -40,49 +41,22 @@ def _pick(rng: Random, *texts: str) -> str:
 
 def add(rng: Random) -> Draft:
     """Add two numbers."""
-    a, b = rng.randint(0, 55), rng.randint(0, 55)
+    a, b = rng.randint(0, 20), rng.randint(0, 20)
     text = _pick(rng, f"{a} + {b} =", f"What is {a} plus {b}?", f"Add {a} and {b}.")
     return Draft(text, str(a + b))
 
 
 def subtract(rng: Random) -> Draft:
     """Subtract the smaller of two numbers."""
-    b, a = sorted((rng.randint(0, 55), rng.randint(0, 55)))
+    b, a = sorted((rng.randint(0, 20), rng.randint(0, 20)))
     text = _pick(rng, f"{a} - {b} =", f"What is {a} minus {b}?", f"Take {b} from {a}.")
     return Draft(text, str(a - b))
-
-
-def larger(rng: Random) -> Draft:
-    """Name the larger of two numbers."""
-    a, b = rng.sample(range(100), 2)
-    return Draft(_pick(rng, f"Which is larger, {a} or {b}?", f"max({a}, {b})"), str(max(a, b)))
-
-
-def smaller(rng: Random) -> Draft:
-    """Name the smaller of two numbers."""
-    a, b = rng.sample(range(100), 2)
-    return Draft(_pick(rng, f"Which is smaller, {a} or {b}?", f"min({a}, {b})"), str(min(a, b)))
-
-
-def compare(rng: Random) -> Draft:
-    """Say whether one number exceeds another."""
-    a, b = rng.sample(range(100), 2)
-    if rng.random() < 0.5:
-        return Draft(f"Is {a} more than {b}?", "yes" if a > b else "no")
-    return Draft(f"True or False: {a} < {b}", str(a < b))
 
 
 def count(rng: Random) -> Draft:
     """Count the words of a list."""
     items = words(rng, SHORT_WORDS, 1, 6)
     return Draft(f"How many words: {', '.join(items)}", str(len(items)))
-
-
-def sort_numbers(rng: Random) -> Draft:
-    """Put numbers in order."""
-    numbers = rng.sample(range(100), rng.randint(2, 4))
-    text = f"Sort: {', '.join(map(str, numbers))}"
-    return Draft(text, ", ".join(map(str, sorted(numbers))))
 
 
 def spell(rng: Random) -> Draft:
@@ -103,9 +77,9 @@ def choose(rng: Random) -> Draft:
         options = [right, *rng.sample(wrong, num_options - 1)]
         question = _pick(rng, f"Which of these is {group}?", f"Select {group} from the options.")
     else:
-        a, b = rng.randint(0, 40), rng.randint(0, 40)
+        a, b = rng.randint(0, 20), rng.randint(0, 20)
         right = str(a + b)
-        others = [n for n in range(81) if n != a + b]
+        others = [n for n in range(41) if n != a + b]
         options = [right, *map(str, rng.sample(others, num_options - 1))]
         question = f"What is {a} plus {b}?"
     rng.shuffle(options)
@@ -122,9 +96,18 @@ def sentence(rng: Random) -> str:
 
 
 def repeat(rng: Random) -> Draft:
-    """Say a sentence again."""
-    text = sentence(rng)
-    return Draft(f"Repeat: {text}", text)
+    """Say a line of words again."""
+    line = " ".join(words(rng, SHORT_WORDS + NAMES, 3, 8))
+    return Draft(f"Repeat: {line}", line)
+
+
+def recall(rng: Random) -> Draft:
+    """Say what each of a few people has, in another order: matching, several times in a row."""
+    people = words(rng, NAMES, 2, 4)
+    pets = dict(zip(people, rng.sample(ANIMALS, len(people)), strict=True))
+    facts = " ".join(f"{name} has a {pet}." for name, pet in pets.items())
+    asked = rng.sample(people, len(people))
+    return Draft(f"{facts} {', '.join(asked)}?", ", ".join(pets[name] for name in asked))
 
 
 def next_word(rng: Random) -> Draft:
@@ -151,14 +134,15 @@ def long_text(rng: Random) -> Draft:
 
 # (share of the pretraining rows, kinds that split it evenly)
 CURRICULUM: tuple[tuple[float, tuple[Kind, ...]], ...] = (
-    (0.10, (Kind("add", add),)),
-    (0.10, (Kind("subtract", subtract),)),
-    (0.06, (Kind("larger", larger), Kind("smaller", smaller), Kind("compare", compare))),
-    (0.06, (Kind("count", count), Kind("sort_numbers", sort_numbers), Kind("spell", spell))),
-    (0.05, (Kind("choose", choose),)),
-    (0.06, (Kind("repeat", repeat), Kind("next_word", next_word))),
-    (0.22, SEEN_STORIES),
-    (0.09, SINGLE_STEPS),
+    (0.08, (Kind("add", add),)),
+    (0.08, (Kind("subtract", subtract),)),
+    (0.11, SEEN_COMPARE),
+    (0.03, (Kind("count", count), Kind("spell", spell))),
+    (0.04, (Kind("choose", choose),)),
+    (0.07, (Kind("repeat", repeat), Kind("next_word", next_word))),
+    (0.07, (Kind("recall", recall),)),
+    (0.18, SEEN_STORIES),
+    (0.08, SINGLE_STEPS),
     (0.13, SEEN_COMPOSE),
     (0.13, SEEN_LOOKUP),
 )

@@ -8,7 +8,7 @@ from random import Random
 from evoselect_pipeline.playground.kinds import Draft, Kind
 from evoselect_pipeline.playground.words import CITIES, DAYS, NAMES, THINGS
 
-LARGEST = 50
+LARGEST = 20
 
 SEEN = (
     ("+", "{name} has {a} {things} and buys {b} more. How many {things} does {name} have?"),
@@ -31,17 +31,17 @@ SEEN = (
 
 NEW = (
     ("+", "gets_more", "{name} has {a} {things}. {name} gets {b} more. How many {things} now?"),
-    ("+", "doubled_pile", "On the table lie {a} {things}; under it, {b}. Count the {things}."),
     ("+", "post", "The post brought {name} {a} {things}, and {b} after lunch. Sum up the day."),
     ("+", "older", "{other} owns {a} {things}, {name} owns {b} beyond that. What does {name} own?"),
     ("+", "before", "After losing {b} {things}, {name} kept {a}. How many did {name} start with?"),
-    ("+", "teams", "Team {city} scored {a}, and the guests scored {b}. Total score?"),
     ("-", "drops", "{name} carries {a} {things} and drops {b}. How many {things} now?"),
     ("-", "broken", "{b} of the {a} {things} broke on {day}. How many are whole?"),
     ("-", "younger", "{name} owns {a} {things}, {other} owns {b} fewer. What does {other} own?"),
-    ("-", "seats", "A bus to {city} has {a} seats; {b} are taken. Free seats?"),
-    ("-", "grew", "{name} now has {a} {things} after finding {b}. How many did {name} start with?"),
-    ("-", "pages", "{name} read {b} of {a} pages by {day}. Pages to go?"),
+    ("+", "finds", "{name} has {a} {things} and finds {b}. How many does {name} have now?"),
+    ("+", "shelf", "There are {a} {things} on a shelf and {b} in a bag. How many in total?"),
+    ("-", "lost", "{name} had {a} {things}. {name} lost {b}. How many are left?"),
+    ("-", "farm", "A farm had {a} {things} and gave away {b}. How many does it still have?"),
+    ("-", "goal", "{name} wants {a} {things} and owns {b}. How many more are needed?"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,9 +26,16 @@ from evoselect_pipeline.rounds.line import (
     read_json,
     write_json,
 )
-from evoselect_pipeline.stores.artifacts import Artifact, find, open_artifact, publish
+from evoselect_pipeline.stores.artifacts import (
+    Artifact,
+    find,
+    open_artifact,
+    publish,
+    sweep_temporary,
+)
 
 EVALUATED = ("validation", "test")
+CHECKPOINTS = ".train-"  # start of the names of folders that training resumes from
 
 
 def lora_checkpoint(line: Line, round_number: int) -> Artifact:
@@ -58,7 +66,7 @@ def lora_checkpoint(line: Line, round_number: int) -> Artifact:
             f" {unusable[0].sample_id}: {unusable[0].detail}. Is the proxy's tokenizer another one?"
         )
     # Checkpoints of other inputs must not be resumed from, so the folder is named by the inputs.
-    work_dir = directory.parent / f".train-{digest(inputs)}"
+    work_dir = directory.parent / f"{CHECKPOINTS}{digest(inputs)}"
     with publish(directory, inputs=inputs) as folder:
         report = train_adapter(
             config.model,
@@ -121,6 +129,7 @@ def promoted_adapter(line: Line, round_number: int) -> Artifact:
     The paired bootstrap interval of the difference on the validation rows must lie above minus the
     tolerance; otherwise the incoming adapter stays champion. Test rows play no part.
     """
+    _sweep(line, round_number)
     settings = line.config.promotion
     start = entering(line, round_number)
     trained = line.artifact(round_number, "lora_checkpoint")
@@ -153,6 +162,16 @@ def promoted_adapter(line: Line, round_number: int) -> Artifact:
             },
         )
     return open_artifact(directory)
+
+
+def _sweep(line: Line, round_number: int) -> None:
+    """Remove what killed runs left unfinished; the line's lease keeps other writers out."""
+    round_dir = line.home.round_dir(line.name, round_number)
+    line_dir = round_dir.parent
+    for folder in (line_dir, line_dir / "evaluations", round_dir):
+        sweep_temporary(folder, older_than_s=0)
+    for checkpoints in round_dir.glob(f"{CHECKPOINTS}*"):
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def round_facts(line: Line, round_number: int) -> dict[str, Any]:

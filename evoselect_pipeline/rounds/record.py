@@ -19,6 +19,9 @@ METRIC_NAMES = {
 
 def record(line: Line, round_number: int, stage: str) -> None:
     """Log a finished stage to the round's MLflow run."""
+    if stage == "incoming_adapter" and round_number > 0:
+        # A round is done once its promotion is published: a kill right after left this unsaid.
+        record(line, round_number - 1, PROMOTED)
     artifact = line.artifact(round_number, stage)
     facts = read_facts(artifact)
     metrics = {
@@ -55,6 +58,8 @@ def _finish(line: Line, round_number: int, facts: dict) -> None:
             adapter.path / "adapter",
             adapter.digest,
             {"test": scores["after_test"], "validation": scores["after_validation"]},
+            # Materializing an old round again must not put its adapter back into service.
+            promoted=line.next_round() == round_number + 1,
         )
     line.tracking.finish_round(line.name, round_number)
 

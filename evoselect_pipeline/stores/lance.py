@@ -264,6 +264,9 @@ class LanceStore:
         return lancedb.connect(str(self.directory), read_consistency_interval=timedelta(0))
 
     def _names(self) -> list[str]:
+        # Connecting would create the folder, and a reader creates nothing.
+        if not self.directory.is_dir():
+            return []
         return self._db.list_tables(limit=MOST_TABLES).tables
 
     def _exists(self, name: str) -> bool:

@@ -33,8 +33,6 @@ LINE_TAG = "evoselect.line"
 ROUND_TAG = "evoselect.round_key"
 SHA_TAG = "evoselect.sha256"
 PARENT_TAG = "mlflow.parentRunId"
-# Without it the UI opens the experiment on an empty page about traces, not on its runs.
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 # What MLflow accepts in one tag; longer values are cut, since the whole is in params.json.
 TAG_CHARS = 4_000
 
@@ -65,6 +63,11 @@ class Tracking:
     def line_run(self, line: str) -> str:
         """Id of the parent run of a line; created at first, open while a round is."""
         return self._run({LINE_TAG: line_name(line), ROUND_TAG: ""}, name=line)
+
+    def runs_page(self) -> str:
+        """Path in the MLflow UI of the page that lists the runs of all lines."""
+        # Without the workflow type the UI opens an empty page about traces.
+        return f"/#/experiments/{self._experiment_id}/runs?workflowType=machine_learning"
 
     def round_run(self, line: str, round: int) -> str:
         """Id of the child run of a round; created at first, re-opened when tried again."""
@@ -236,9 +239,7 @@ class Tracking:
                 return found.experiment_id
             try:
                 location = self.home.mlflow_artifacts_dir / EXPERIMENT
-                return self._client.create_experiment(
-                    EXPERIMENT, location.as_uri(), EXPERIMENT_TAGS
-                )
+                return self._client.create_experiment(EXPERIMENT, location.as_uri())
             except MlflowException as error:
                 # Another line's process was faster: look again.
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":

@@ -29,6 +29,8 @@ from evoselect_pipeline.errors import DataError, NumericsError
 from evoselect_pipeline.training.models import load_base, load_encoder, with_adapter
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from evoselect_pipeline.config import LoraSettings, ModelSettings, TrainSettings
 
 OnStep = Callable[[int, int], None]  # steps done, steps in all
@@ -142,8 +144,7 @@ def train_adapter(
             if type(callback).__name__ == name:
                 trainer.remove_callback(callback)
     trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
-    student.save_pretrained(str(out_dir), safe_serialization=True)
-    (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    _save(student, out_dir)
     shutil.rmtree(work_dir, ignore_errors=True)
     history = trainer.state.log_history
     return TrainingReport(
@@ -152,6 +153,16 @@ def train_adapter(
         num_trained_tokens=sum(row.num_trained for row in rows),
         losses=tuple((int(h["step"]), float(h["loss"])) for h in history if "loss" in h),
     )
+
+
+def _save(student: PeftModel, out_dir: Path) -> None:
+    """Save an adapter; equal adapters give equal files, whichever process writes them."""
+    config = student.peft_config["default"]
+    if isinstance(config.target_modules, set):
+        # The order of a set of strings differs from process to process.
+        config.target_modules = sorted(config.target_modules)
+    student.save_pretrained(str(out_dir), safe_serialization=True)
+    (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
 
 def last_checkpoint(work_dir: Path) -> str | None:

@@ -14,7 +14,12 @@ from evoselect_pipeline_tests.integration.process import finish
 
 ROWS = [{"prompt": f"add {n} and 1", "completion": str(n + 1)} for n in range(10)]
 FILE_TASK = "{kind: files, targets: targets.jsonl, validation: validation.jsonl, test: test.jsonl}"
-FILES = ("--set", f"task={FILE_TASK}", "--set", "generator={kind: files, pattern: r{round}.jsonl}")
+FILES = (
+    "--set",
+    f"task={FILE_TASK}",
+    "--set",
+    "generator={kind: files, pattern: 'r{round}.jsonl'}",
+)
 SELECT = ("select", "--candidates", "rows.jsonl", "--target", "targets.jsonl", "--out", "out.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""A line on the user's own JSONL files runs like the playground's, one file of candidates a round."""
+"""A line on the user's own JSONL files runs like the playground's, a file of candidates a round."""
 
 import json
 

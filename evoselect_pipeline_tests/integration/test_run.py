@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.core.gates import evaluation_keys, prompt_key
 from evoselect_pipeline.playground.tasks import BASE_MODEL_DIR
+from evoselect_pipeline.rounds.line import PROMOTED, Line
+from evoselect_pipeline.rounds.record import record
 from evoselect_pipeline.stores.home import Home, round_key
 from evoselect_pipeline.stores.jsonl import read_samples
 from evoselect_pipeline.stores.lance import LanceStore
@@ -157,8 +160,19 @@ def test_mlflow_holds_one_parent_and_one_child_per_round(runs):
     curve = tracking._client.get_metric_history(parents[0].info.run_id, "test/after")
     told = [(point.step, point.value) for point in curve]
     assert told == [(r["round"], r["after"]) for r in runs.second["rounds"]]
-    steps = tracking._client.get_metric_history(children["playground/0000"].info.run_id, "train/loss")
+    steps = tracking._client.get_metric_history(
+        children["playground/0000"].info.run_id, "train/loss"
+    )
     assert [point.step for point in steps] == [1, 2, 3, 4, 5]
+
+
+def test_telling_an_old_round_again_puts_no_old_adapter_into_service(runs):
+    tracking = Tracking(Home(runs.home))
+    serving = tracking.champion("playground")
+    assert serving is not None
+    assert serving.round == runs.second["champion"]["round"] == 3
+    record(Line(LineConfig(), Home(runs.home)), 0, PROMOTED)
+    assert tracking.champion("playground") == serving
 
 
 def test_every_adapter_loads_with_peft_alone(runs):

@@ -40,38 +40,33 @@ def all_rows(rows):
 def solve_story(prompt: str) -> str:
     """Decide by wording, not by template: which words mean that something goes away."""
     numbers = [int(number) for number in re.findall(r"\d+", prompt)]
-    goes = r"drops|broke|fewer|taken|now has .* after finding|read \d+ of"
+    goes = r"drops|broke|fewer|taken|now has .* after finding|read \d+ of|lost|gave away|bad|wants"
     total = numbers[0] - numbers[1] if re.search(goes, prompt) else sum(numbers)
     return str(abs(total))
 
 
 def solve_compose(prompt: str) -> str:
-    """Apply the two steps that the wording names, word by word."""
-    listed = prompt.split(":")[-1].replace(", in capitals?", "")
-    items = re.findall(r"\w+(?:, \w+)+", listed)[0].split(", ")
-    order = [
-        ("Read .* backwards and skip one", lambda w: list(reversed(w))[1:]),
-        ("both ends swapped", lambda w: [x[0] for x in [w[-1], *w[1:-1], w[0]]]),
-        ("What is the last word of .* in capitals", lambda w: [w[-1].upper()]),
-        ("Twice each but the last", lambda w: [x for y in w[:-1] for x in (y, y)]),
-    ]
-    for pattern, rule in order:
-        if re.match(f"(Initials.*)?{pattern}", prompt):
-            return ", ".join(rule(items))
-    simple = {
-        "reverse the list": lambda w: list(reversed(w)),
-        "write in capitals": lambda w: [x.upper() for x in w],
-        "give the initials": lambda w: [x[0] for x in w],
-        "drop the first word": lambda w: w[1:],
-        "drop the last word": lambda w: w[: len(w) - 1],
+    """Follow the wording from left to right, on the list it holds."""
+    listed = re.search(r"(\w+), (\w+), (\w+)", prompt)
+    x, y, z = listed.groups()
+    text = prompt.replace(listed[0], "").lower()
+    steps = {
+        "backwards": lambda w: w[::-1],
+        "reverse": lambda w: w[::-1],
+        "move the first word to the end": lambda w: w[1:] + w[:1],
         "keep the first word": lambda w: [w[0]],
-        "keep the last word": lambda w: [w[-1]],
-        "swap the ends": lambda w: [w[-1], *w[1:-1], w[0]],
-        "say each word twice": lambda w: [x for y in w for x in (y, y)],
+        "keep the last word": lambda w: [w[len(w) - 1]],
+        "say the first word": lambda w: [w[0]],
+        "drop the first word": lambda w: w[1:],
+        "without its first word": lambda w: w[1:],
+        "drop the last word": lambda w: w[: len(w) - 1],
+        "twice": lambda w: sorted(w + w, key=w.index),
     }
-    for step in prompt.split(":")[0].lower().split(", then "):
-        items = simple[step](items)
-    return ", ".join(items)
+    found = sorted((text.index(words), words) for words in steps if words in text)
+    result = [x, y, z]
+    for _, words in found:
+        result = steps[words](result)
+    return ", ".join(result)
 
 
 # Where the answer stands for each way of asking; "%" is the word the question names.
@@ -82,6 +77,17 @@ LOOKUP_RULES = (
     (r"\w+ painted the (\w+) door (\w+), the (\w+) door (\w+)\. (\w+)\?", "after"),
     (r"Ages: (\w+) (\w+), (\w+) (\w+)\. And (\w+)\?", "after"),
     (r"\w+ sees \w+ on (\w+) in", None),
+    (r"\w+ likes \w+ and lives in (\w+)\. Where does", None),
+    (r"\w+ likes (\w+) and lives in \w+\. What does", None),
+    (r"\w+ lives in (\w+) and likes \w+\. Name the city", None),
+    (r"\w+ is a \w+ and has a (\w+)\. Name the animal", None),
+    (r"From (\w+) came \w+, a \w+\. Where", None),
+    (r"On (\w+), \w+ eats \w+ in \w+\. Which day", None),
+    (r"On \w+, \w+ eats (\w+) in \w+\. What does", None),
+    (r"With a \w+ \w+ came \w+, the (\w+)\. What is the job", None),
+    (r"\w+ the \w+ painted the wall of the \w+ (\w+)\. What color", None),
+    (r"A letter from \w+ in (\w+), sent", None),
+    (r"The zoo of \w+ bought a \w+ (\w+) on", None),
     (r"Table \d+ \((\w+)\) ordered (\w+); table \d+ ordered \w+\. (\w+)\?", "after"),
     (r"(\w+) \| \w+ \| (\w+)\n(\w+) \| \w+ \| (\w+)\nAnimal of (\w+)\?", "after"),
     (r"(\w+) \| (\w+) \| \w+\n(\w+) \| (\w+) \| \w+\nPlace of (\w+)\?", "after"),
@@ -108,7 +114,11 @@ def solve_lookup(prompt: str) -> str:
     raise AssertionError(f"no rule for {prompt!r}")
 
 
-SOLVERS = {"stories": solve_story, "compose": solve_compose, "lookup": solve_lookup}
+SOLVERS = {
+    "stories": solve_story,
+    "compose": solve_compose,
+    "lookup": solve_lookup,
+}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -232,8 +242,8 @@ def test_near_copies_say_what_few_seeds_say(task):
 
 
 def test_tasks_ask_in_ways_the_base_model_was_not_taught():
-    taught = {text for _, text in stories.SEEN} | {text for _, text in lookup.SEEN_TEXTS}
-    asked = {text for _, _, text in stories.NEW} | {text for _, _, text in lookup.NEW_TEXTS}
+    taught = {text for _, text in (*stories.SEEN, *lookup.SEEN_TEXTS)}
+    asked = {text for _, _, text in (*stories.NEW, *lookup.NEW_TEXTS)}
     assert taught.isdisjoint(asked)
     pairs = {(first, second) for first, second, text in compose.NEW if text is None}
     assert pairs.isdisjoint(compose.SEEN_PAIRS)
@@ -241,7 +251,7 @@ def test_tasks_ask_in_ways_the_base_model_was_not_taught():
 
 
 def test_unknown_names_and_empty_requests_are_refused():
-    with pytest.raises(ConfigError, match="stories, compose, lookup"):
+    with pytest.raises(ConfigError, match=", ".join(TASKS)):
         task_rows("poems")
     with pytest.raises(ConfigError, match="unknown task 'poems'"):
         PlaygroundGenerator("poems", "weak")
@@ -287,7 +297,7 @@ def test_tokenizer_keeps_every_text_and_splits_digits(tokenizer):
     for text in texts:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert len(tokenizer("90210")["input_ids"]) == 5
-    assert len(tokenizer) == 512
+    assert len(tokenizer) == 1024
 
 
 def test_base_model_loads_without_a_warning_and_answers_what_it_was_taught(tokenizer):
