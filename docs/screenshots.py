@@ -106,7 +106,7 @@ def chromium() -> Iterator[Page]:
         path = shutil.which("chromium") or shutil.which("google-chrome")
         browser = driver.chromium.launch(executable_path=path, args=list(QUIET))
         page = browser.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         for key, value in SETTINGS.items():
             page.add_init_script(f"localStorage.setItem({key!r}, {value!r})")
         yield page
@@ -133,13 +133,14 @@ def selected_subset(page: Page, dagster: str, key: str, file: Path) -> None:
 
 def learning_curve(page: Page, runs: str, file: Path) -> None:
     """The line's test metrics over its rounds."""
-    page.set_viewport_size({"width": 1400, "height": 620})
+    page.set_viewport_size({"width": 1400, "height": 680})
     page.goto(runs)
     page.get_by_role("link", name=LINE, exact=True).click()
     page.get_by_role("tab", name="Model metrics").click()
-    page.get_by_placeholder("Search metric charts").fill("test/")
-    page.get_by_text("test (3)").click(trial=True)
-    page.keyboard.press("Tab")
+    search = page.get_by_placeholder("Search metric charts")
+    search.fill("test/")
+    search.blur()
+    page.get_by_text("after", exact=True).first.wait_for()
     shoot(page, file)
 
 

@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 from evoselect_pipeline.commands.select import choose, represent
 from evoselect_pipeline.config import LineConfig, ModelSettings
@@ -56,7 +55,6 @@ def copies(rows_of_task) -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def represented(rows_of_task, copies):
-    torch.set_num_threads(2)
     return represent([*(r for rows in rows_of_task.values() for r in rows), *copies], CONFIG)
 
 
