@@ -51,7 +51,7 @@ class Request:
 
 def select_rows(request: Request, format: str) -> None:
     """Choose rows and write them; a summary goes to stdout."""
-    config = _config(request)
+    config = selection_config(request)
     _check_out(request.out)
     rows = read_samples_with_rows(request.candidates)
     targets = list({s.sample_id: s for s in read_samples(request.target)}.values())
@@ -140,11 +140,14 @@ def choose(
     return selection, [Rejection(row.sample_id, row.reason, row.detail) for row in unusable]
 
 
-def _config(request: Request) -> LineConfig:
+def selection_config(request: Request) -> LineConfig:
+    """The settings that a request comes to."""
     tree = {
         "seed": request.seed,
         "model": {"name": request.model, "max_length": request.max_length},
         "selection": {"method": request.method},
+        # Users' files mix tasks, and a short answer says little about which task it belongs to.
+        "gradients": {"prompt_weight": 1.0},
     }
     return parse_config(tree, "the command line", request.overrides)
 

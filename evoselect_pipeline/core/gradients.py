@@ -6,7 +6,7 @@ the LoRA rank, D the width of the sketch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +99,10 @@ class GradientExtractor:
         Projection of the concatenated gradients.
     pad_id : int
         Token id that fills up shorter rows.
+    prompt_weight : float
+        Weight of the prompt tokens' mean loss beside the answer tokens'. With 0 a row is the
+        gradient it is trained with; above 0 the representation also says what a row is about,
+        which short answers ("(B)") hardly do.
 
     Notes
     -----
@@ -112,12 +116,14 @@ class GradientExtractor:
         factors: Mapping[str, LoraFactors],
         sketch: PermutedFold,
         pad_id: int,
+        prompt_weight: float = 0.0,
     ):
         if not factors:
             raise ConfigError("no adapted layers: the gradient would be empty; check lora.targets")
         self.model = model.eval().requires_grad_(False)
         self.sketch = sketch
         self.pad_id = pad_id
+        self.prompt_weight = prompt_weight
         self.device = next(model.parameters()).device
         self._sketched: torch.Tensor | None = None
         self._squares: torch.Tensor | None = None
@@ -134,8 +140,8 @@ class GradientExtractor:
         self._sketched = torch.zeros(len(rows), self.sketch.dim, device=self.device)
         self._squares = torch.zeros(len(rows), device=self.device)
         with torch.enable_grad():
-            losses_B = self._losses(rows)
-            losses_B.sum().backward()
+            losses_B, represented_B = self._losses(rows)
+            represented_B.sum().backward()
         vectors_BD = nn.functional.normalize(self._sketched, dim=1, eps=1e-30)
         batch = GradientBatch(
             sample_ids=tuple(row.sample_id for row in rows),
@@ -147,37 +153,40 @@ class GradientExtractor:
         self._sketched = self._squares = None
         return batch
 
-    def _losses(self, rows: Sequence[Encoded]) -> torch.Tensor:
-        """Mean cross-entropy of each row's answer, [B]."""
+    def _losses(self, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each row's mean answer loss [B], and the loss that represents it [B]."""
         length = max(len(row.input_ids) for row in rows)
         num_answer = max(row.num_trained for row in rows)
-        # Padding goes on the left, so that all answers end together and only the logits of the
-        # last `num_answer` predictions are computed.
+        # Padding goes on the left, so that all answers end together and, unless prompts count too,
+        # only the logits of the last `num_answer` predictions are computed.
+        num_predicted = length - 1 if self.prompt_weight else num_answer
         pads = [length - len(row.input_ids) for row in rows]
-        input_ids_BS = torch.tensor(
-            [
-                [self.pad_id] * pad + list(row.input_ids)
-                for pad, row in zip(pads, rows, strict=True)
-            ],
-            device=self.device,
+        input_ids_BS = self._tensor(
+            [self.pad_id] * pad + list(row.input_ids) for pad, row in zip(pads, rows, strict=True)
         )
-        place_S = torch.arange(length, device=self.device)
-        mask_BS = (place_S >= torch.tensor(pads, device=self.device)[:, None]).long()
+        mask_BS = (torch.arange(length, device=self.device) >= self._tensor(pads)[:, None]).long()
         logits = self.model(
             input_ids=input_ids_BS,
             attention_mask=mask_BS,
             position_ids=(mask_BS.cumsum(1) - 1).clamp(min=0),
-            logits_to_keep=num_answer + 1,
+            logits_to_keep=num_predicted + 1,
             use_cache=False,
         ).logits[:, :-1]
-        trained_B = torch.tensor([row.num_trained for row in rows], device=self.device)
-        carries_loss = torch.arange(num_answer, device=self.device) >= (
-            num_answer - trained_B[:, None]
-        )
         token_losses = nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), input_ids_BS[:, -num_answer:], reduction="none"
+            logits.float().transpose(1, 2), input_ids_BS[:, -num_predicted:], reduction="none"
         )
-        return (token_losses * carries_loss).sum(1) / trained_B
+        from_end = torch.arange(num_predicted, 0, -1, device=self.device)  # the last token is 1
+        is_answer = from_end <= self._tensor([row.num_trained for row in rows])[:, None]
+        answer_B = _masked_mean(token_losses, is_answer)
+        if not self.prompt_weight:
+            return answer_B, answer_B
+        # A row's first token is given, not predicted.
+        is_row = from_end < self._tensor([len(row.input_ids) for row in rows])[:, None]
+        prompt_B = _masked_mean(token_losses, is_row & ~is_answer)
+        return answer_B, answer_B + self.prompt_weight * prompt_B
+
+    def _tensor(self, values: Iterable) -> torch.Tensor:
+        return torch.tensor(list(values), device=self.device)
 
     def _watch(self, name: str, factor: LoraFactors):
         differentiate_down = bool(factor.up.any())
@@ -204,6 +213,10 @@ class GradientExtractor:
         assert self._sketched is not None and self._squares is not None
         self._sketched += self.sketch(name, flat_BP)
         self._squares += flat_BP.square().sum(1)
+
+
+def _masked_mean(values_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+    return (values_BS * mask_BS).sum(1) / mask_BS.sum(1).clamp(min=1)
 
 
 def extract_gradients(

@@ -24,7 +24,7 @@ def gradient_fingerprint(
     proxy: Proxy, encoder: Encoder, settings: GradientSettings, seed: int
 ) -> str:
     """Identify everything that decides a row's features, besides the row."""
-    loss = "sum over rows of the mean over answer tokens"
+    loss = ["mean over answer tokens", settings.prompt_weight]
     sketch = ["permuted fold", settings.dim, seed]
     return digest("lora gradients", loss, proxy.fingerprint, encoder.fingerprint, sketch)
 
@@ -44,7 +44,9 @@ def compute_gradients(
 
     rows, unusable = encoder.encode(samples)
     sketch = PermutedFold(settings.dim, seed)
-    extractor = GradientExtractor(proxy.model, proxy.factors, sketch, encoder.pad_id)
+    extractor = GradientExtractor(
+        proxy.model, proxy.factors, sketch, encoder.pad_id, settings.prompt_weight
+    )
     batches = extract_gradients(
         extractor, rows, batch_tokens=settings.batch_tokens, present=present
     )

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evoselect_pipeline.commands.select import choose, represent
-from evoselect_pipeline.config import LineConfig, ModelSettings
+from evoselect_pipeline.commands.select import Request, choose, represent, selection_config
 from evoselect_pipeline.core.gates import evaluation_keys, gate, text_key
 from evoselect_pipeline.core.records import Sample, sample_from_pair
 from evoselect_pipeline.core.selection import Budget
@@ -18,7 +17,10 @@ from evoselect_pipeline.stores.jsonl import read_samples
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "bbh"
 NUM_TASKS, NUM_TARGETS, NUM_COPIES = 10, 32, 250
-CONFIG = LineConfig(model=ModelSettings(max_length=2048))
+NO_FILE = Path("none.jsonl")  # rows are handed over in memory here
+CONFIG = selection_config(
+    Request(NO_FILE, NO_FILE, NO_FILE, 0.1, "playground", "evoselect", seed=0, max_length=2048)
+)
 
 pytestmark = [
     pytest.mark.skipif(not DATA.is_dir(), reason=f"BIG-Bench-Hard is not at {DATA}"),

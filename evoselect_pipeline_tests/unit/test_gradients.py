@@ -45,7 +45,7 @@ def trained_adapter(settings, tmp_path_factory):
     return folder
 
 
-def explicit_features(settings, adapter, sketch, row):
+def explicit_features(settings, adapter, sketch, row, prompt_weight=0.0):
     """One row alone, autograd through the unmerged adapter, projected with the same sketch."""
     model: PeftModel = with_adapter(load_base(settings), adapter, LORA, SEED, trainable=True)
     model.eval()
@@ -53,7 +53,12 @@ def explicit_features(settings, adapter, sketch, row):
     logits = model(input_ids=ids).logits[0, :-1]
     labels = torch.tensor(row.labels)[1:]
     loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100)
-    loss.backward()
+    represented = loss
+    if prompt_weight and row.num_prompt > 1:
+        asked = slice(0, row.num_prompt - 1)
+        prompt_loss = torch.nn.functional.cross_entropy(logits[asked], ids[0, 1 : row.num_prompt])
+        represented = loss + prompt_weight * prompt_loss
+    represented.backward()
     total, square = torch.zeros(sketch.dim), 0.0
     for name, parameter in model.named_parameters():
         if parameter.grad is None:
@@ -67,9 +72,10 @@ def explicit_features(settings, adapter, sketch, row):
     return (total / total.norm()).numpy(), square**0.5, float(loss.detach())
 
 
-def features_of(settings, adapter, rows, batch_tokens):
+def features_of(settings, adapter, rows, batch_tokens, prompt_weight=0.0):
     proxy = load_proxy(settings, adapter, LORA, SEED)
-    extractor = GradientExtractor(proxy.model, proxy.factors, PermutedFold(64, seed=9), pad_id=0)
+    sketch = PermutedFold(64, seed=9)
+    extractor = GradientExtractor(proxy.model, proxy.factors, sketch, 0, prompt_weight)
     found = {}
     for batch in extract_gradients(extractor, rows, batch_tokens=batch_tokens):
         for place, sample_id in enumerate(batch.sample_ids):
@@ -82,14 +88,15 @@ def features_of(settings, adapter, rows, batch_tokens):
     return found
 
 
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["fresh", "trained"])
-def test_hook_gradients_equal_explicit_gradients(settings, trained_adapter, kind):
+def test_hook_gradients_equal_explicit_gradients(settings, trained_adapter, kind, prompt_weight):
     adapter = trained_adapter if kind == "trained" else None
     rows = rows_of_many_lengths()
-    found = features_of(settings, adapter, rows, batch_tokens=200)
+    found = features_of(settings, adapter, rows, 200, prompt_weight)
     sketch = PermutedFold(64, seed=9)
     for row in rows:
-        vector, norm, loss = explicit_features(settings, adapter, sketch, row)
+        vector, norm, loss = explicit_features(settings, adapter, sketch, row, prompt_weight)
         got_vector, got_norm, got_loss, num_tokens = found[row.sample_id]
         assert np.linalg.norm(got_vector - vector) < 1e-4  # both have unit length
         assert got_norm == pytest.approx(norm, rel=1e-4)
