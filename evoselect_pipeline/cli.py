@@ -81,8 +81,10 @@ def run(
 @app.command()
 def ui(
     home: HomeDir = None,
-    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
-    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Dagster UI.")] = 3000,
+    mlflow_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the MLflow UI.")
+    ] = 5000,
 ) -> None:
     """Start the Dagster UI with its daemon, and the MLflow UI, on loopback; Ctrl-C stops all."""
     from evoselect_pipeline.commands.ui import serve

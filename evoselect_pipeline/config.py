@@ -99,7 +99,7 @@ class GradientSettings(Settings):
     dim: int = Field(default=2048, ge=1, description="Width of the sketch.")
     batch_tokens: int = Field(default=8192, ge=1, description="Padded tokens in one batch.")
     prompt_weight: float = Field(
-        default=0.0, ge=0, description="Weight of the prompt's loss beside the answer's."
+        default=1.0, ge=0, description="Weight of the prompt's loss beside the answer's."
     )
     centre: bool = Field(
         default=True, description="Take the pool's mean gradient out of every row."

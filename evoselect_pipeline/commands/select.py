@@ -146,8 +146,6 @@ def selection_config(request: Request) -> LineConfig:
         "seed": request.seed,
         "model": {"name": request.model, "max_length": request.max_length},
         "selection": {"method": request.method},
-        # Users' files mix tasks, and a short answer says little about which task it belongs to.
-        "gradients": {"prompt_weight": 1.0},
     }
     return parse_config(tree, "the command line", request.overrides)
 

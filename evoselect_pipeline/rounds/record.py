@@ -19,9 +19,14 @@ METRIC_NAMES = {
 
 def record(line: Line, round_number: int, stage: str) -> None:
     """Log a finished stage to the round's MLflow run."""
-    if stage == "incoming_adapter" and round_number > 0:
+    before = round_number - 1
+    if (
+        stage == "incoming_adapter"
+        and before >= 0
+        and not line.tracking.finished(line.name, before)
+    ):
         # A round is done once its promotion is published: a kill right after left this unsaid.
-        record(line, round_number - 1, PROMOTED)
+        record(line, before, PROMOTED)
     artifact = line.artifact(round_number, stage)
     facts = read_facts(artifact)
     metrics = {

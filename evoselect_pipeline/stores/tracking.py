@@ -75,6 +75,11 @@ class Tracking:
         tags = {LINE_TAG: line, ROUND_TAG: key, PARENT_TAG: self.line_run(line)}
         return self._run(tags, name=key)
 
+    def finished(self, line: str, round: int) -> bool:
+        """Whether the run of a round was closed."""
+        found = self._find(line, f"{line_name(line)}/{round_key(round)}")
+        return found is not None and found.info.status == "FINISHED"
+
     def log_round(
         self,
         line: str,
