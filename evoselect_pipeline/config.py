@@ -192,7 +192,8 @@ class LineConfig(Settings):
         description="Model whose gradients represent rows; the student itself if not given.",
     )
     refresh_proxy: bool = Field(
-        True, description="Let the proxy wear the incoming adapter, if it is the student's model."
+        default=True,
+        description="Let the proxy wear the incoming adapter, if it is the student's model.",
     )
     lora: LoraSettings = LoraSettings()
     gradients: GradientSettings = GradientSettings()

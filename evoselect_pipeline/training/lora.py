@@ -13,11 +13,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
     DataCollatorForSeq2Seq,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -138,11 +139,8 @@ def train_adapter(
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
         callbacks=[Reporter(on_step)],
     )
-    # Their console output would break our progress display; the report carries the same figures.
-    for name in ("PrinterCallback", "ProgressCallback"):
-        for callback in list(trainer.callback_handler.callbacks):
-            if type(callback).__name__ == name:
-                trainer.remove_callback(callback)
+    # Its console output would break our progress display; the report carries the same figures.
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
     _save(student, out_dir)
     shutil.rmtree(work_dir, ignore_errors=True)
@@ -157,7 +155,7 @@ def train_adapter(
 
 def _save(student: PeftModel, out_dir: Path) -> None:
     """Save an adapter; equal adapters give equal files, whichever process writes them."""
-    config = student.peft_config["default"]
+    config: Any = student.peft_config["default"]
     if isinstance(config.target_modules, set):
         # The order of a set of strings differs from process to process.
         config.target_modules = sorted(config.target_modules)

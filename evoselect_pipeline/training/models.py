@@ -89,7 +89,7 @@ def load_encoder(settings: ModelSettings) -> Encoder:
 def _stop_ids(path: str, revision: str | None) -> list[int]:
     """The tokens that end an answer by the model's own generation settings, if it has any."""
     try:
-        stops = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
+        stops = GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id
     except OSError:
         return []
     return [stops] if isinstance(stops, int) else list(stops or ())

@@ -27,7 +27,7 @@ from evoselect_pipeline_tests.integration.process import (
 )
 
 # The fixture runs a dozen processes one after the other.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.xdist_group("crashes")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 STEPS = 24
 SETTINGS = overrides(train__steps=STEPS, train__checkpoint_steps=4, train__batch_size=8)

@@ -91,7 +91,6 @@ def versions(instance) -> dict[tuple[str, str | None], str]:
     return found
 
 
-@pytest.mark.xdist_group("dagster_commands")
 @pytest.mark.parametrize(
     "command",
     [
@@ -151,7 +150,6 @@ def promote(home, number):
     (folder / "manifest.json").write_text("{}")
 
 
-@pytest.mark.xdist_group("dagster")
 def test_the_schedule_asks_for_the_next_round_alone_while_none_is_in_flight(instance, home):
     for number in (0, 1):
         [request] = tick(home, instance, "playground_nightly").run_requests
@@ -174,7 +172,6 @@ def test_the_schedule_asks_for_the_next_round_alone_while_none_is_in_flight(inst
     assert request.partition_key == "0002"
 
 
-@pytest.mark.xdist_group("dagster")
 def test_the_sensor_opens_the_first_round_and_every_next_one_once(instance, home):
     for number in (0, 1):
         [request] = tick(
@@ -189,7 +186,6 @@ def test_the_sensor_opens_the_first_round_and_every_next_one_once(instance, home
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("dagster")
 def test_too_small_a_pool_stops_the_round_in_this_run_and_in_a_later_one(instance, home):
     config = tiny(min_candidates=500)
     result = materialize(instance, home, config)
@@ -230,7 +226,6 @@ def long_rows_config(folder) -> LineConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("dagster")
 def test_too_few_usable_gradients_stop_the_round_in_a_later_run_too(instance, home, tmp_path):
     config = long_rows_config(tmp_path)
     result = materialize(instance, home, config)
@@ -247,7 +242,6 @@ def test_too_few_usable_gradients_stop_the_round_in_a_later_run_too(instance, ho
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("dagster")
 def test_the_same_result_keeps_every_data_version_and_another_result_changes_its_own(
     instance, home
 ):

@@ -11,7 +11,7 @@ from evoselect_pipeline.playground.tasks import task_rows
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline.stores.lance import LanceStore
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("files")]
+pytestmark = pytest.mark.slow
 
 
 def write(path, samples: list[Sample], **fields) -> None:

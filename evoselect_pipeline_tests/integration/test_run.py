@@ -24,7 +24,7 @@ from evoselect_pipeline_tests.integration.process import (
     run_rounds,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("run")]
+pytestmark = pytest.mark.slow
 
 STAGES = {
     "incoming_adapter",

@@ -23,7 +23,7 @@ from evoselect_pipeline_tests.integration.process import REPOSITORY, finish
 MODEL, LORA = ModelSettings(), LoraSettings()
 SEED = 3
 
-pytestmark = pytest.mark.xdist_group("equivalence")
+pytestmark = pytest.mark.slow
 
 
 def candidates(count: int) -> list[Sample]:
