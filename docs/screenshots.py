@@ -39,7 +39,7 @@ SETTINGS = {
 
 
 def main(home: Home, images: Path) -> None:
-    """Serve the home and take the three pictures."""
+    """Serve the home and take the pictures."""
     images.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         copy = Path(stack.enter_context(TemporaryDirectory()))
@@ -52,7 +52,9 @@ def main(home: Home, images: Path) -> None:
         page = stack.enter_context(chromium())
         asset_graph(page, dagster, images / "asset_graph.png")
         selected_subset(page, dagster, last, images / "selected_subset.png")
-        learning_curve(page, mlflow + Tracking(home).runs_page(), images / "mlflow_round.png")
+        runs = mlflow + Tracking(home).runs_page()
+        learning_curve(page, runs, images / "mlflow_line.png")
+        round_in_mlflow(page, runs, last, images / "mlflow_round.png")
 
 
 def forget_open_rounds(dagster_home: Path) -> str:
@@ -141,6 +143,17 @@ def learning_curve(page: Page, runs: str, file: Path) -> None:
     search.fill("test/")
     search.blur()
     page.get_by_text("after", exact=True).first.wait_for()
+    shoot(page, file)
+
+
+def round_in_mlflow(page: Page, runs: str, key: str, file: Path) -> None:
+    """What a round logged: its metrics, its settings and the adapter it registered."""
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.goto(runs)
+    row = page.get_by_role("gridcell").filter(has_text=LINE).first
+    row.get_by_role("button").first.click()  # unfolds the line's rounds
+    page.get_by_role("link", name=f"{LINE}/{key}").click()
+    page.get_by_text("test/after", exact=True).first.wait_for()
     shoot(page, file)
 
 

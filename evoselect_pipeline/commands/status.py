@@ -11,6 +11,7 @@ from evoselect_pipeline.commands.context import open_line
 from evoselect_pipeline.rounds.adaptation import round_facts
 from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts
 
+LAST_ROUNDS = 5  # as many as a narrow terminal has room for
 EXPLANATION = """\
 Accuracy is the share of test rows answered exactly. base: the model as it came; before and after:
 the adapter that entered the round, and the one trained on the selected rows. An adapter is promoted
@@ -75,8 +76,12 @@ def _row(facts: Mapping[str, Any], timed: bool) -> list[Any]:
 
 
 def _print_rejections(rounds: Sequence[Mapping[str, Any]]) -> None:
-    """Why candidates were left out: a row a round, a column a reason."""
-    stages = sorted({stage for facts in rounds for stage in facts["rejected"]})
-    rows = [[f["round"], *(f["rejected"].get(stage, 0) for stage in stages)] for f in rounds]
-    columns = ["round", *(stage.replace("_", " ") for stage in stages)]
+    """Why candidates of the last rounds were left out: a row a reason, a column a round."""
+    shown = rounds[-LAST_ROUNDS:]
+    stages = sorted({stage for facts in shown for stage in facts["rejected"]})
+    rows = [
+        [stage.replace("_", " "), *(facts["rejected"].get(stage, 0) for facts in shown)]
+        for stage in stages
+    ]
+    columns = ["reason", *(f"round {facts['round']}" for facts in shown)]
     print_table("Candidates left out, by reason", columns, rows)

@@ -18,7 +18,6 @@ from evoselect_pipeline_tests.integration.process import finish, start
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("browser"),
     pytest.mark.timeout(1000),
 ]
 

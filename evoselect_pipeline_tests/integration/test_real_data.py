@@ -25,7 +25,7 @@ CONFIG = selection_config(
 pytestmark = [
     pytest.mark.skipif(not DATA.is_dir(), reason=f"BIG-Bench-Hard is not at {DATA}"),
     pytest.mark.slow,
-    pytest.mark.xdist_group("real_data"),
+    pytest.mark.timeout(1500),
 ]
 
 
