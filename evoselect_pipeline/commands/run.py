@@ -32,7 +32,7 @@ def run_rounds(
     """Materialize the next rounds; return 0, or 1 if a round failed."""
     config = read_line_config(config_file, overrides)
     line = Line(config, home_at(home_dir))
-    _refuse_bad_rows(line, num_rounds)
+    _refuse_bad_input(line, num_rounds)
     home = open_home(home_dir)
     seconds: dict[int, float] = {}
     with home.lease(line.name, f"evoselect run (process {os.getpid()})"):
@@ -50,11 +50,13 @@ def run_rounds(
     return 0
 
 
-def _refuse_bad_rows(line: Line, num_rounds: int) -> None:
-    """Read the task's rows, and the rounds' files if rows come in files, before making anything."""
+def _refuse_bad_input(line: Line, num_rounds: int) -> None:
+    """Read the task's rows, the rounds' files and the tokenizer before making anything."""
     from evoselect_pipeline.rounds.data import load_generator, load_task
+    from evoselect_pipeline.training.models import load_encoder
 
     load_task(line.config)
+    load_encoder(line.config.model)
     generator, first = load_generator(line.config), line.next_round()
     for round_number in range(first, first + num_rounds):
         generator.fingerprint(round_number)

@@ -88,6 +88,7 @@ RUN_CASES = {
     "wrong type to set": (("--set", "train.steps=many"), ["train.steps", "'many'"]),
     "out of range": (("--set", "selection.ratio=2"), ["selection.ratio", "2"]),
     "unknown task": (("--set", "task.name=storys"), ["'storys'", "stories"]),
+    "unknown model": (("--set", "model.name=./no_model"), ["no_model", "safetensors"]),
     "unknown world": (("--set", "generator.world=mild"), ["generator", "'mild'"]),
     "line of two words": (("--set", "line=two words"), ["'two words'"]),
     "home of a URI": (("--home", "what?"), ["what?", "MLflow"]),
