@@ -1,7 +1,8 @@
 """The EvolutionLine component: one `defs.yaml`, one line of assets, a job, a schedule."""
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 
@@ -81,25 +82,27 @@ def _stage_asset(
         group_name=config.line,
         kinds=set(stage.kinds),
         description=stage.run.__doc__,
-        # A run holds its pools until it ends: rounds of a line never overlap, whoever starts them.
-        pool=(
-            f"evoselect_line_{config.line}"
-            if stage.name == "incoming_adapter"
-            else "evoselect_gpu"
-            if stage.uses_model
-            else None
-        ),
+        pool=_pool(config, stage),
     )
     def body(context: dg.AssetExecutionContext, home: HomeResource) -> dg.MaterializeResult:
+        started = time.monotonic()
         line = Line(config, home.home())
-        round_number = round_of(context.partition_key)
-        result = _materialize(line, lambda: stage.run(line, round_number), context)
-        record(line, round_number, stage.name)
-        if stage.name == PROMOTED:
-            _open_next_round(context, line, round_number)
-        return result
+        with _working(line, context):
+            round_number = round_of(context.partition_key)
+            artifact = stage.run(line, round_number)
+            record(line, round_number, stage.name)
+            if stage.name == PROMOTED:
+                _open_next_round(context, line, round_number)
+        return _result(artifact, started)
 
     return body
+
+
+def _pool(config: LineConfig, stage: Stage) -> str | None:
+    """A run holds its pools until it ends: rounds of a line never overlap, whoever starts them."""
+    if stage.name == "incoming_adapter":
+        return f"evoselect_line_{config.line}"
+    return "evoselect_gpu" if stage.uses_model else None
 
 
 def _target_set_asset(config: LineConfig) -> dg.AssetsDefinition:
@@ -111,21 +114,28 @@ def _target_set_asset(config: LineConfig) -> dg.AssetsDefinition:
         description=target_set.__doc__,
     )
     def body(context: dg.AssetExecutionContext, home: HomeResource) -> dg.MaterializeResult:
+        started = time.monotonic()
         line = Line(config, home.home())
-        return _materialize(line, lambda: target_set(line), context)
+        with _working(line, context):
+            artifact = target_set(line)
+        return _result(artifact, started)
 
     return body
 
 
-def _materialize(line: Line, make: Any, context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """Run a stage as the line's only worker and describe its artifact."""
-    started = time.monotonic()
+@contextmanager
+def _working(line: Line, context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Be the line's only worker; what is wrong with the input fails the step for good."""
     try:
         with line.home.lease(line.name, f"run {context.run.run_id}"):
-            artifact: Artifact = make()
+            yield
     except EvoselectError as error:
-        # These say what is wrong with the input; the same input fails again.
+        # The message says what is wrong, and the same input would fail again.
         raise dg.Failure(description=str(error), allow_retries=False) from error
+
+
+def _result(artifact: Artifact, started: float) -> dg.MaterializeResult:
+    """Describe a stage's artifact to Dagster."""
     facts = read_facts(artifact)
     # The event that opens a round names the adapter; the round's own event must agree with it.
     version = dg.DataVersion(facts.get("adapter_digest", artifact.digest))
