@@ -59,15 +59,18 @@ def materialize(instance, home, config, key="0000", selection=None):
     definitions = line_definitions(config)
     instance.add_dynamic_partitions("playground_rounds", [key])
     chosen = selection and dg.AssetSelection.assets(*(["playground", name] for name in selection))
-    return dg.materialize(
-        [*(definitions.assets or ()), *(definitions.asset_checks or ())],  # type: ignore[list-item]
-        partition_key=key,
-        selection=chosen,
-        instance=instance,
-        resources={"home": HomeResource(root=str(home.root))},
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        raise_on_error=False,
-    )
+    # An instance of its own for each run, as `evoselect run` has: after a run in this process,
+    # Dagster's notion of the current instance may name one that the run opened and has dropped.
+    with dg.DagsterInstance.from_ref(instance.get_ref()) as opened:
+        return dg.materialize(
+            [*(definitions.assets or ()), *(definitions.asset_checks or ())],  # type: ignore[list-item]
+            partition_key=key,
+            selection=chosen,
+            instance=opened,
+            resources={"home": HomeResource(root=str(home.root))},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
 
 
 def steps(result) -> list[str]:

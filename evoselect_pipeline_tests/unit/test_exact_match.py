@@ -35,10 +35,10 @@ def test_answers_do_not_depend_on_the_batch_and_come_back_in_order(model, encode
 
 
 def test_the_models_own_answer_is_correct_and_another_is_not(model, encoder, rows):
-    for row, said in zip(
-        rows, exact_match(model, encoder, rows[:4], max_new_tokens=8), strict=False
-    ):
-        assert said.answer.strip()
+    told = exact_match(model, encoder, rows, max_new_tokens=8)
+    spoken = [(row, said) for row, said in zip(rows, told, strict=True) if said.answer.strip()]
+    assert len(spoken) > len(rows) // 2
+    for row, said in spoken[:4]:
         own = sample_from_pair(row.prompt, f" {said.answer} ")
         other = sample_from_pair(row.prompt, f"{said.answer}x")
         (right, wrong) = exact_match(model, encoder, [own, other], max_new_tokens=8)

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 import threading
@@ -231,7 +230,7 @@ def test_reading_an_empty_home_writes_nothing(store, tmp_path):
     assert store.versions() == {}
     with pytest.raises(ArtifactError, match="1 gradients"):
         store.read_gradients(ids_of(1), PROXY, D)
-    assert [name for name in os.listdir(tmp_path / "lance") if name.endswith(".lance")] == []
+    assert not list(tmp_path.rglob("*.lance"))
 
 
 @pytest.mark.filterwarnings("ignore:optimize:UserWarning")
