@@ -45,7 +45,7 @@ def _init_dagster(home: Home) -> None:
 
     # To open an instance is to create what it lacks.
     with (
-        FileLock(home.root / "locks" / "dagster.lock"),
+        FileLock(home.locks_dir / "dagster.lock"),
         dg.DagsterInstance.from_config(str(home.dagster_dir)),
     ):
         write_text_atomic(marker, f"{dg.__version__}\n")

@@ -136,7 +136,7 @@ class Home:
             for folder in (self.lance_dir, self.mlflow_artifacts_dir, self.dagster_dir):
                 folder.mkdir(parents=True, exist_ok=True)
             (self.root / "lines").mkdir(exist_ok=True)
-            self._locks_dir.mkdir(exist_ok=True)
+            self.locks_dir.mkdir(exist_ok=True)
         except OSError as error:
             raise ArtifactError(
                 f"home {self.root}: cannot be created ({error.strerror}: {error.filename});"
@@ -144,7 +144,7 @@ class Home:
             ) from error
         from filelock import FileLock
 
-        with FileLock(self._locks_dir / "init.lock"):
+        with FileLock(self.locks_dir / "init.lock"):
             config = self.dagster_dir / "dagster.yaml"
             if not config.exists():
                 write_text_atomic(config, project_file("dagster.yaml").read_text(encoding="utf-8"))
@@ -165,7 +165,7 @@ class Home:
         RoundHeldError
             At once, naming the owner, if another process holds the line.
         """
-        lock_file = self._locks_dir / f"{line_name(line)}.lock"
+        lock_file = self.locks_dir / f"line-{line_name(line)}.lock"
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         _acquire(lock_file, f"line {line}", what)
         try:
@@ -174,7 +174,8 @@ class Home:
             _release(lock_file)
 
     @property
-    def _locks_dir(self) -> Path:
+    def locks_dir(self) -> Path:
+        """Where the lock files are; the operating system drops a lock with the process."""
         return self.root / "locks"
 
     @property

@@ -4,8 +4,8 @@ Every method that writes makes one commit per table, by `merge_insert` on the ta
 shows a commit whole or not at all, but a process may die after a commit and before it reports it;
 since writing the same rows again changes nothing, a step is repaired by running it again.
 
-Each table has one writer at a time: Dagster's `store_writer` pool is the first fence, the lease of
-`home.py` the second, the keys the third. Any number of processes may read meanwhile.
+Each table has one writer at a time, by a file lock: lines of one home share the tables, and Lance
+was seen to insert a key twice when two processes merged it at once. Any number may read meanwhile.
 Legend: n rows asked for, D width of a sketched gradient.
 """
 
@@ -61,6 +61,7 @@ class LanceStore:
 
     def __init__(self, home: Home):
         self.directory = home.lance_dir
+        self.locks_dir = home.locks_dir
 
     # Samples
 
@@ -233,9 +234,9 @@ class LanceStore:
         tag = f"{line_name(line)}-r{round_key(round)}"
         versions = versions if versions is not None else self.versions()
         for name, version in versions.items():
-            tags = self._table(name).tags
-            fault("lance:tag")
-            with self._reporting(name):
+            with self._writing(name) as table:
+                tags = table.tags
+                fault("lance:tag")
                 (tags.update if tag in tags.list() else tags.create)(tag, version)
         return versions
 
@@ -244,8 +245,7 @@ class LanceStore:
         # Generous, for Lance looks at the clock later than we do and refuses if a tag is left.
         cutoff = datetime.now() - older_than + timedelta(minutes=1)
         for name in self.versions():
-            table = self._table(name)
-            with self._reporting(name):
+            with self._writing(name) as table:
                 # First what would make a new version, so that the current one is the one that stays
                 table.optimize(cleanup_older_than=NEVER)
                 created = {v["version"]: v["timestamp"] for v in table.list_versions()}
@@ -274,27 +274,25 @@ class LanceStore:
 
     def _table(self, name: str) -> Any:
         if not self._exists(name):
-            with self._reporting(name):
-                return self._db.create_table(name, schema=schema_of(name), exist_ok=True)
+            return self._db.create_table(name, schema=schema_of(name), exist_ok=True)
         return self._db.open_table(name)
 
     def _insert(self, name: str, rows: pa.Table, key: list[str]) -> int:
         """Add the rows whose key is not stored yet, in one commit."""
-        table, kind = self._table(name), name.partition("_")[0]
-        fault(f"lance:{kind}:before")
-        with self._reporting(name):
+        kind = name.partition("_")[0]
+        with self._writing(name) as table:
+            fault(f"lance:{kind}:before")
             result = table.merge_insert(key).when_not_matched_insert_all().execute(rows)
-        fault(f"lance:{kind}:after")
-        self._compact(table)
+            fault(f"lance:{kind}:after")
+            self._compact(table)
         return result.num_inserted_rows
 
     def _replace(self, name: str, line: str, round: int, frame: pl.DataFrame) -> None:
         """Make the frame all that the table holds of this round, in one commit."""
         where = of_round(line, round)
         rows = round_rows(name, line, round, frame)
-        table = self._table(name)
-        fault(f"lance:{name}:before")
-        with self._reporting(name):
+        with self._writing(name) as table:
+            fault(f"lance:{name}:before")
             (
                 table.merge_insert(["line", "round", "sample_id"])
                 .when_matched_update_all()
@@ -302,8 +300,8 @@ class LanceStore:
                 .when_not_matched_by_source_delete(where)
                 .execute(rows)
             )
-        fault(f"lance:{name}:after")
-        self._compact(table)
+            fault(f"lance:{name}:after")
+            self._compact(table)
 
     def _compact(self, table: Any) -> None:
         """Join small files once there are many; old versions, and so tags and readers, stay.
@@ -316,8 +314,7 @@ class LanceStore:
         grown = 2 * pieces["lengths"]["max"] <= table.count_rows()
         if (many and grown) or pieces["num_fragments"] >= MOST_FRAGMENTS:
             fault("lance:compact")
-            with self._reporting(table.name):
-                table.optimize(cleanup_older_than=NEVER)
+            table.optimize(cleanup_older_than=NEVER)
 
     def _read(
         self, name: str, where: str, columns: list[str] | None = None, limit: int = ALL_ROWS
@@ -339,6 +336,15 @@ class LanceStore:
 
         frame = pl.from_arrow(self._read(name, where))
         return frame.sort("line", "round", "sample_id")  # type: ignore[union-attr]
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Any]:
+        """Be the table's only writer; the table is opened, or created, under the lock."""
+        from filelock import FileLock
+
+        self.locks_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.locks_dir / f"lance-{name}.lock"), self._reporting(name):
+            yield self._table(name)
 
     @contextmanager
     def _reporting(self, name: str) -> Iterator[None]:
