@@ -8,18 +8,19 @@ Shapes: N candidates, M targets, D projection width, k rows to choose, h rows of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from evoselect_pipeline.core.selection import Candidates, Pick, Rejection, SelectionProblem
+from evoselect_pipeline.core.selection import Budget, SelectionProblem
 
 MAX_BLOCK_ENTRIES = 4_000_000  # of a cosine block: 16 MB in float32
 REACH_SHARE = 0.5
 REACH_QUANTILE = 0.25
 SHORT_ID = 8
+OVER_TOKENS, OVER_SOURCE = "over_token_budget", "over_source_cap"
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,20 @@ class Choice:
     """Chosen row numbers in the order of choice, and for each the target it serves.
 
     `unreached` targets never got a row, `exhausted` ones got some and then ran out before the
-    budget did; both are target numbers.
+    budget did; both are target numbers. `refusals` maps the rows that the budget had no room for to
+    a stage and a sentence.
     """
 
     rows: np.ndarray
     targets: np.ndarray
     unreached: tuple[int, ...] = ()
     exhausted: tuple[int, ...] = ()
+    refusals: Mapping[int, tuple[str, str]] = field(default_factory=dict)
 
 
 def plan_quota(
     problem: SelectionProblem,
-    num_rows: int,
+    budget: Budget,
     score: np.ndarray,
     shares: np.ndarray,
     *,
@@ -49,10 +52,11 @@ def plan_quota(
     """Targets take turns; each takes its best-scored admissible row.
 
     The turn goes to the target with the smallest picked_j / b_j. A row is admissible to it if it
-    is unused, its cost is at most `reach`, its cosine to every chosen row of this and earlier
-    rounds is at most `dedup_cosine`, and no chosen row has its text key or its id. A target
-    without an admissible row leaves and the others go on, so its quota is shared out. Rows run
-    out before the budget where only repetitions are left: fewer rows are better than copies.
+    is unused, it fits into what the budget has left, its cost is at most `reach`, its cosine to
+    every chosen row of this and earlier rounds is at most `dedup_cosine`, and no chosen row has its
+    text key or its id. A target without an admissible row leaves and the others go on, so its
+    quota is shared out. Rows run out before the budget where only repetitions are left: fewer rows
+    are better than copies.
 
     Admissibility never comes back, so each target walks its ranking once, and a cosine check
     happens only when a row is about to be taken: O(N M log N + N k D) at worst.
@@ -60,8 +64,7 @@ def plan_quota(
     Parameters
     ----------
     problem : SelectionProblem
-    num_rows : int
-        k, the budget.
+    budget : Budget
     score : array [N, M]
         Higher is better; -inf means never. EvoSelect passes log P.
     shares : array [M]
@@ -71,35 +74,57 @@ def plan_quota(
     dedup_cosine : float
         1 or more switches the cosine check off.
     """
-    chosen = _Chosen(problem, num_rows, dedup_cosine)
-    ranking = np.argsort(-score, axis=0, kind="stable")
-    allowed = (cost <= reach) & np.isfinite(score)
-    queues = [iter(r[allowed[r, j]].tolist()) for j, r in enumerate(ranking.T)]
+    ledger = Ledger(problem, budget, dedup_cosine)
+    queues = _rankings(score, allowed=cost <= reach)
     turns = [(0.0, j) for j in range(len(shares)) if shares[j] > 0]
     heapify(turns)
     served = np.zeros(len(shares), dtype=int)
     left: list[int] = []
     order: list[tuple[int, int]] = []
-    while turns and len(order) < num_rows:
+    while turns and not ledger.full:
         _, j = heappop(turns)
-        row = next((i for i in queues[j] if chosen.admits(i)), None)
+        row = next((i for i in queues[j] if ledger.admits(i)), None)
         if row is None:
             left.append(j)
             continue
-        chosen.add(row)
+        ledger.take(row)
         order.append((row, j))
         served[j] += 1
         heappush(turns, (served[j] / shares[j], j))
     rows, targets = np.array(order, dtype=int).reshape(-1, 2).T
     unreached = tuple(sorted(j for j in left if served[j] == 0))
     exhausted = tuple(sorted(j for j in left if served[j] > 0))
-    return Choice(rows, targets, unreached, exhausted)
+    return Choice(rows, targets, unreached, exhausted, ledger.refusals())
 
 
-def topk(values: np.ndarray, num_rows: int, best_target: np.ndarray) -> Choice:
+def _rankings(score: np.ndarray, allowed: np.ndarray) -> list[Iterator[int]]:
+    """For each target its allowed rows of finite score [N, M], the best first."""
+    ranking = np.argsort(-score, axis=0, kind="stable")
+    allowed = allowed & np.isfinite(score)
+    return [iter(rows[allowed[rows, j]].tolist()) for j, rows in enumerate(ranking.T)]
+
+
+def take_in_order(
+    problem: SelectionProblem, budget: Budget, order: Iterable[int], best_target: np.ndarray
+) -> Choice:
+    """Walk an order of rows and take what still fits; each row serves its `best_target` [N].
+
+    A row that does not fit is passed over and the walk goes on to smaller ones. Copies are kept.
+    """
+    ledger = Ledger(problem, budget)
+    for row in order:
+        if ledger.full:
+            break
+        if ledger.admits(int(row)):
+            ledger.take(int(row))
+    return ledger.choice(best_target)
+
+
+def topk(
+    problem: SelectionProblem, budget: Budget, values: np.ndarray, best_target: np.ndarray
+) -> Choice:
     """The rows of the largest values [N], each with its `best_target` [N]; copies are kept."""
-    rows = np.argsort(-values, kind="stable")[:num_rows]
-    return Choice(rows, best_target[rows])
+    return take_in_order(problem, budget, np.argsort(-values, kind="stable"), best_target)
 
 
 def reach_cap(problem: SelectionProblem, reach: float | None) -> float:
@@ -150,98 +175,6 @@ def nearest_rows(
     return index, best
 
 
-def make_picks(
-    problem: SelectionProblem,
-    choice: Choice,
-    cost: np.ndarray,
-    sentences: Sequence[str],
-    mass: np.ndarray | None = None,
-    *,
-    look_for_nearest: bool = True,
-) -> tuple[Pick, ...]:
-    """Write the picks; `sentences` say for each why it was chosen, `mass` [k] is its P_ij."""
-    ids, target_ids = problem.candidates.sample_ids, problem.targets.sample_ids
-    neighbours: list[tuple[str, float] | None] = [None] * len(choice.rows)
-    if look_for_nearest:
-        neighbours = _nearest_chosen(problem, choice.rows)
-    picks = []
-    for position, (i, j) in enumerate(zip(choice.rows, choice.targets, strict=True)):
-        reason, neighbour = sentences[position], neighbours[position]
-        if neighbour is not None:
-            reason += f"; nearest chosen row {neighbour[0][:SHORT_ID]} at {neighbour[1]:.2f}"
-        picks.append(
-            Pick(
-                sample_id=ids[i],
-                rank=position + 1,
-                target_id=target_ids[j],
-                transport_mass=None if mass is None else float(mass[position]),
-                cost=float(cost[i, j]),
-                nearest_id=neighbour[0] if neighbour else None,
-                nearest_cosine=neighbour[1] if neighbour else None,
-                reason=reason,
-            )
-        )
-    return tuple(picks)
-
-
-def explain_rejections(
-    problem: SelectionProblem,
-    choice: Choice,
-    cost: np.ndarray,
-    reach: float,
-    dedup_cosine: float,
-) -> tuple[Rejection, ...]:
-    """Say for every row that is not chosen which check it fails against the final choice.
-
-    The first of these holds: already_selected, same_text, near_duplicate, beyond_reach; a row that
-    fails none was not_needed.
-    """
-    candidates = problem.candidates
-    rest = _complement(len(candidates), choice.rows)
-    others, other_ids = _chosen_and_history(problem, choice.rows)
-    nearest, cosines = nearest_rows(candidates.gradients[rest], others)
-    text_owner = {candidates.text_keys[i]: candidates.sample_ids[i] for i in choice.rows[::-1]}
-    earlier = set(problem.history_ids)
-    rejections = []
-    for position, i in enumerate(rest):
-        sample_id = candidates.sample_ids[i]
-        owner = text_owner.get(candidates.text_keys[i])
-        if sample_id in earlier:
-            found = ("already_selected", "selected in an earlier round", sample_id)
-        elif owner is not None:
-            found = ("same_text", f"same text as chosen row {owner[:SHORT_ID]}", owner)
-        elif dedup_cosine < 1 and cosines[position] > dedup_cosine:
-            other, cosine = other_ids[nearest[position]], cosines[position]
-            sentence = f"near-duplicate of chosen row {other[:SHORT_ID]} at cosine {cosine:.3f}"
-            found = ("near_duplicate", f"{sentence}, allowed {dedup_cosine:g}", other)
-        else:
-            found = _too_far_or_not_needed(problem, cost[i], reach)
-        rejections.append(Rejection(sample_id, *found))
-    return tuple(rejections)
-
-
-def _too_far_or_not_needed(
-    problem: SelectionProblem, costs: np.ndarray, reach: float
-) -> tuple[str, str, str]:
-    """Stage, sentence and related target of a row [M] that repeats nothing."""
-    nearest = int(costs.argmin())
-    target = problem.targets.sample_ids[nearest]
-    where = f"its nearest target {target[:SHORT_ID]} is at cosine {1.0 - costs[nearest]:.2f}"
-    if costs[nearest] > reach:
-        return "beyond_reach", f"{where}, reach ends at {1.0 - reach:.2f}", target
-    return "not_needed", f"better rows filled the budget; {where}", target
-
-
-def not_needed(
-    candidates: Candidates, rows: np.ndarray, sentence_of: Callable[[int], str]
-) -> tuple[Rejection, ...]:
-    """Rejections for selectors that only rank: every row outside `rows` came too late."""
-    rest = _complement(len(candidates), rows)
-    return tuple(
-        Rejection(candidates.sample_ids[i], "not_needed", sentence_of(int(i))) for i in rest
-    )
-
-
 def repeats_history(problem: SelectionProblem, dedup_cosine: float) -> np.ndarray:
     """Boolean [N]: the row was selected in an earlier round, or is a near-duplicate of one."""
     earlier = set(problem.history_ids)
@@ -251,56 +184,117 @@ def repeats_history(problem: SelectionProblem, dedup_cosine: float) -> np.ndarra
     return known | (nearest_rows(problem.candidates.gradients, problem.history)[1] > dedup_cosine)
 
 
-class _Chosen:
-    """The rows chosen so far, and whether one more would repeat them."""
+class Ledger:
+    """What is chosen so far, and what may still be: the one place where admissibility is decided.
 
-    def __init__(self, problem: SelectionProblem, num_rows: int, dedup_cosine: float) -> None:
+    A row is open while it is unused and fits into what is left of the rows, the tokens and its
+    source's share; nothing is ever given back, so a row that no longer fits is closed for good.
+    With a `dedup_cosine`, rows that repeat a chosen row or one of an earlier round, by id, by text
+    key or by a cosine above it (1 or more: not by cosine), are not admitted either.
+    """
+
+    def __init__(
+        self, problem: SelectionProblem, budget: Budget, dedup_cosine: float | None = None
+    ) -> None:
         self.candidates = problem.candidates
+        self.budget = budget
         self.dedup_cosine = dedup_cosine
-        self.closed = repeats_history(problem, dedup_cosine)
-        self.texts: set[str] = set()
-        width = self.candidates.gradients.shape[1]
-        self.vectors = np.empty((num_rows, width), dtype=self.candidates.gradients.dtype)
-        self.count = 0
+        self.rows: list[int] = []
+        self.open = np.ones(len(self.candidates), dtype=bool)
+        self._closed_by = np.full(len(self.candidates), "", dtype="U17")
+        self._start_accounts()
+        if dedup_cosine is not None:
+            self.open &= ~repeats_history(problem, dedup_cosine)
+        self._texts: set[str] = set()
+        self._vectors = self.candidates.gradients[:0]
+        self._close_what_no_longer_fits()
+
+    @property
+    def full(self) -> bool:
+        """No row can be taken any more."""
+        return len(self.rows) == self.budget.rows or not self.open.any()
 
     def admits(self, row: int) -> bool:
-        if not self.closed[row]:
-            self.closed[row] = self._repeats(row)
-        return not self.closed[row]
+        """Whether the row may be taken now; a repetition is closed when it is asked for."""
+        if self.open[row] and self._repeats(row):
+            self.open[row] = False
+        return bool(self.open[row])
 
-    def add(self, row: int) -> None:
-        self.vectors[self.count] = self.candidates.gradients[row]
-        self.count += 1
-        self.texts.add(self.candidates.text_keys[row])
-        self.closed[row] = True
+    def take(self, row: int) -> None:
+        """Enter an admitted row into the accounts."""
+        if self.dedup_cosine is not None:
+            self._remember(row)
+        self.rows.append(row)
+        self.open[row] = False
+        self._tokens_left -= self._num_tokens[row]
+        self._source_left[self._source[row]] -= self._source_size[row]
+        self._close_what_no_longer_fits()
+
+    def refusals(self) -> dict[int, tuple[str, str]]:
+        """Stage and sentence of the rows that were closed because the budget had no room left."""
+        closed = self._closed_by.nonzero()[0].tolist()
+        return {i: (str(self._closed_by[i]), self._why_closed(i)) for i in closed}
+
+    def choice(self, best_target: np.ndarray) -> Choice:
+        """The rows taken, each of them for its `best_target` [N]."""
+        rows = np.array(self.rows, dtype=int)
+        return Choice(rows, best_target[rows], refusals=self.refusals())
+
+    def _start_accounts(self) -> None:
+        budget = self.budget
+        self._num_tokens = np.asarray(self.candidates.num_tokens, dtype=np.float64)
+        self._tokens_left = np.inf if budget.tokens is None else float(budget.tokens)
+        names, self._source = np.unique(np.array(self.candidates.sources), return_inverse=True)
+        by_rows = budget.rows is not None
+        self._source_size = np.ones_like(self._num_tokens) if by_rows else self._num_tokens
+        self._source_cap = np.inf
+        if budget.source_share is not None:
+            whole = budget.rows if budget.rows is not None else budget.tokens
+            self._source_cap = np.floor(budget.source_share * float(whole or 0) + 1e-9)
+            if by_rows:
+                self._source_cap = max(1.0, self._source_cap)
+        self._source_left = np.full(len(names), self._source_cap)
+
+    def _close_what_no_longer_fits(self) -> None:
+        if len(self.rows) == self.budget.rows:
+            return  # what is left over now was not needed, whether it fits or not
+        if self.budget.tokens is not None:
+            self._close(self._num_tokens > self._tokens_left, OVER_TOKENS)
+        if self.budget.source_share is not None:
+            self._close(self._source_size > self._source_left[self._source], OVER_SOURCE)
+
+    def _close(self, late: np.ndarray, stage: str) -> None:
+        late = late & self.open
+        self._closed_by[late] = stage
+        self.open[late] = False
+
+    def _why_closed(self, row: int) -> str:
+        size = f"{self._num_tokens[row]:.0f} tokens"
+        if self._closed_by[row] == OVER_TOKENS:
+            used = self._num_tokens[self.rows].sum()
+            return f"its {size} did not fit any more: {used:.0f} of {self.budget.tokens} are taken"
+        code, cap = self._source[row], self._source_cap
+        used = cap - self._source_left[code]
+        has = f"source {self.candidates.sources[row]} has {used:.0f} of its {cap:.0f}"
+        if self.budget.rows is not None:
+            return f"{has} rows"
+        return f"{has} tokens, the row's {size} did not fit any more"
+
+    def _remember(self, row: int) -> None:
+        self._texts.add(self.candidates.text_keys[row])
+        count, gradients = len(self.rows), self.candidates.gradients
+        if count == len(self._vectors):
+            grown = np.empty((max(64, 2 * count), gradients.shape[1]), dtype=gradients.dtype)
+            grown[:count] = self._vectors
+            self._vectors = grown
+        self._vectors[count] = gradients[row]
 
     def _repeats(self, row: int) -> bool:
-        if self.candidates.text_keys[row] in self.texts:
-            return True
-        if self.dedup_cosine >= 1 or self.count == 0:
+        if self.dedup_cosine is None:
             return False
-        cosines = self.vectors[: self.count] @ self.candidates.gradients[row]
+        if self.candidates.text_keys[row] in self._texts:
+            return True
+        if self.dedup_cosine >= 1 or not self.rows:
+            return False
+        cosines = self._vectors[: len(self.rows)] @ self.candidates.gradients[row]
         return bool(cosines.max() > self.dedup_cosine)
-
-
-def _nearest_chosen(problem: SelectionProblem, rows: np.ndarray) -> list[tuple[str, float] | None]:
-    others, other_ids = _chosen_and_history(problem, rows)
-    index, cosine = nearest_rows(problem.candidates.gradients[rows], others, same=True)
-    return [
-        (other_ids[number], float(value)) if number >= 0 else None
-        for number, value in zip(index, cosine, strict=True)
-    ]
-
-
-def _chosen_and_history(
-    problem: SelectionProblem, rows: np.ndarray
-) -> tuple[np.ndarray, list[str]]:
-    vectors = np.concatenate([problem.candidates.gradients[rows], problem.history])
-    ids = [problem.candidates.sample_ids[i] for i in rows]
-    return vectors, ids + list(problem.history_ids)
-
-
-def _complement(num_rows: int, rows: np.ndarray) -> np.ndarray:
-    kept = np.ones(num_rows, dtype=bool)
-    kept[rows] = False
-    return np.flatnonzero(kept)

@@ -13,6 +13,8 @@ import numpy as np
 
 from evoselect_pipeline.errors import ConfigError, DataError
 
+Diagnostics = dict[str, float | int | str | list]
+
 UNIT_NORM_TOLERANCE = 2e-3  # a unit vector that went through float16 is off by up to 5e-4
 
 
@@ -79,21 +81,63 @@ class EvoSelectSettings:
 
 @dataclass(frozen=True)
 class Budget:
-    """How many rows may be selected."""
+    """How much may be selected; at least one of `rows` and `tokens` is given.
 
-    rows: int
+    Attributes
+    ----------
+    rows : int or None
+        Rows to choose.
+    tokens : int or None
+        Most tokens that the chosen rows may have together.
+    source_share : float or None
+        Largest share of the budget that rows of one source may take: of the rows, or of the tokens
+        where only tokens are given. A share of the rows lets every source give at least one.
+    """
+
+    rows: int | None = None
+    tokens: int | None = None
+    source_share: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
+        if self.rows is None and self.tokens is None:
+            raise ConfigError("budget needs a number of rows or of tokens, got neither")
+        if self.rows is not None and self.rows < 1:
             raise ConfigError(f"budget must be at least 1 row, got {self.rows}")
+        if self.tokens is not None and self.tokens < 1:
+            raise ConfigError(f"budget must be at least 1 token, got {self.tokens}")
+        if self.source_share is not None and not 0 < self.source_share <= 1:
+            raise ConfigError(
+                f"budget: source_share must be above 0 and at most 1, got {self.source_share}"
+            )
 
-    def check(self, num_candidates: int) -> None:
-        """Refuse a budget that the pool cannot meet."""
-        if self.rows > num_candidates:
+    def check(self, num_candidates: int, num_tokens: np.ndarray) -> None:
+        """Refuse a budget that the pool, or its usable rows of `num_tokens` each, cannot meet."""
+        if self.rows is not None and self.rows > num_candidates:
             raise DataError(
                 f"budget of {self.rows} rows is above the pool of {num_candidates} candidates;"
                 " lower the budget or generate more rows"
             )
+        room, shortest = self.tokens, int(np.min(num_tokens))
+        if room is not None and self.rows is None and self.source_share is not None:
+            room = int(self.source_share * room)
+        if room is not None and room < shortest:
+            raise DataError(
+                f"budget: a source may give {room} tokens, the shortest of {len(num_tokens)} usable"
+                f" candidates has {shortest}; raise the budget"
+                + (" or its source_share" if room != self.tokens else "")
+            )
+
+    def num_rows(self, num_tokens: np.ndarray) -> int:
+        """Rows to expect from a pool of rows with `num_tokens` [N] each: between 1 and N.
+
+        `rows`, or `tokens` / mean tokens per row, whichever is less.
+        """
+        expected = float(len(num_tokens))
+        if self.rows is not None:
+            expected = min(expected, self.rows)
+        if self.tokens is not None:
+            expected = min(expected, self.tokens / max(float(np.mean(num_tokens)), 1e-9))
+        return max(1, int(expected))
 
 
 @dataclass(frozen=True)
@@ -238,7 +282,8 @@ class Rejection:
     """One row that was not selected: `stage` is a slug, `reason` a sentence.
 
     Stages: non_finite, quarantined_norm, already_selected, same_text, near_duplicate,
-    beyond_reach, not_needed. `related_id` names the row or target the reason speaks of, or is "".
+    beyond_reach, over_source_cap, over_token_budget, not_needed. `related_id` names the row or
+    target the reason speaks of, or is "".
     """
 
     sample_id: str
@@ -255,7 +300,7 @@ class Selection:
     picks: tuple[Pick, ...]
     rejections: tuple[Rejection, ...]
     weights: np.ndarray
-    diagnostics: dict[str, float | int | str | list]
+    diagnostics: Diagnostics
 
     def __post_init__(self) -> None:
         ids = [pick.sample_id for pick in self.picks] + [r.sample_id for r in self.rejections]

@@ -13,19 +13,28 @@ from functools import partial
 
 import numpy as np
 
+from evoselect_pipeline.core.controls import every_row, random_rows
+from evoselect_pipeline.core.diversity_selectors import (
+    attr_div,
+    diversity,
+    dpp,
+    facility_location,
+    k_center,
+)
 from evoselect_pipeline.core.evolve_weights import (
     Evolution,
-    cost_matrix,
     evolve_weights,
     restore_evolution,
 )
-from evoselect_pipeline.core.rounding import (
-    SHORT_ID,
-    Choice,
+from evoselect_pipeline.core.explain import (
     explain_rejections,
     make_picks,
+    ranked_out,
+    serves,
+    target_diagnostics,
+)
+from evoselect_pipeline.core.rounding import (
     nearest_rows,
-    not_needed,
     plan_quota,
     reach_cap,
     repeats_history,
@@ -34,6 +43,7 @@ from evoselect_pipeline.core.rounding import (
 from evoselect_pipeline.core.selection import (
     Budget,
     Candidates,
+    Diagnostics,
     EvoSelectSettings,
     Rejection,
     Selection,
@@ -41,10 +51,16 @@ from evoselect_pipeline.core.selection import (
     Targets,
     set_aside_broken,
 )
+from evoselect_pipeline.core.target_selectors import (
+    attribution,
+    ot_vote,
+    round_robin,
+    tarot,
+    tsds,
+)
 from evoselect_pipeline.errors import ConfigError, DataError
 
 Selector = Callable[[SelectionProblem, Budget, int, EvoSelectSettings], Selection]
-NO_REACH = 2.0  # a cost of 1 - cosine is never above 2
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,8 @@ def restore_alignment(
 ) -> Alignment:
     """The alignment of the same problem, from the weights and potentials that were kept of it."""
     prepared, _, _ = _prepared(problem, settings)
-    return _alignment(prepared, restore_evolution(prepared, budget, settings, weights, potentials))
+    rows = _in_rows(budget, prepared)
+    return _alignment(prepared, restore_evolution(prepared, rows, settings, weights, potentials))
 
 
 def select(
@@ -99,10 +116,11 @@ def select(
     ----------
     problem : SelectionProblem
     budget : Budget
-        Rows to choose. Fewer come back where not enough admissible rows exist: see `num_short`
-        in the diagnostics.
+        Fewer rows come back where not enough admissible ones exist: see `num_short` in the
+        diagnostics. `all` ignores it.
     seed : int
-        Only `random` draws; the other methods are functions of the problem.
+        `random` and `tsds` draw, `diversity` and `attr_div` seed their clusters, and pools too
+        large for exact sums are sampled; the other methods are functions of the problem.
     method : str
         A key of `SELECTORS`.
     settings : EvoSelectSettings, optional
@@ -119,29 +137,25 @@ def select(
     ConfigError
         If the method is unknown.
     DataError
-        If the budget is above the pool, or no candidate is usable.
+        If the pool cannot meet the budget, or no candidate is usable.
     NumericsError
         If transport does not converge or weights collapse.
     """
     if method not in SELECTORS:
         raise ConfigError(f"selector {method!r} is unknown; choose one of {sorted(SELECTORS)}")
-    if method != "all":
-        budget.check(len(problem.candidates))
     settings = settings or EvoSelectSettings()
     prepared, kept, set_aside = _prepared(problem, settings)
+    if method != "all":
+        budget.check(len(problem.candidates), np.asarray(prepared.candidates.num_tokens))
     selector = SELECTORS[method]
     if method == "evoselect" and alignment is not None:
         selector = partial(evoselect, evolution=alignment.evolution)
     answer = selector(prepared, budget, seed, settings)
     weights = np.zeros(len(problem.candidates))
     weights[kept] = answer.weights
-    rejections = set_aside + answer.rejections
-    return replace(
-        answer,
-        rejections=rejections,
-        weights=weights,
-        diagnostics=_totals(answer, rejections, budget) | answer.diagnostics,
-    )
+    complete = replace(answer, rejections=set_aside + answer.rejections, weights=weights)
+    totals = _totals(complete, budget, prepared.candidates)
+    return replace(complete, diagnostics=totals | answer.diagnostics)
 
 
 def evoselect(
@@ -160,14 +174,14 @@ def evoselect(
     if settings.rounding == "plan_quota":
         limits = {"reach": reach, "dedup_cosine": settings.dedup_cosine}
         b = problem.targets.weights
-        choice = plan_quota(problem, budget.rows, log_plan, b, cost=cost, **limits)
+        choice = plan_quota(problem, budget, log_plan, b, cost=cost, **limits)
         rejections = explain_rejections(problem, choice, cost, **limits)
     else:
-        choice = topk(evolution.weights, budget.rows, log_plan.argmax(axis=1))
-        rejections = _ranked_out(problem.candidates, choice, evolution.weights, "weight")
+        choice = topk(problem, budget, evolution.weights, log_plan.argmax(axis=1))
+        rejections = ranked_out(problem.candidates, choice, evolution.weights, "weight")
     mass = np.exp(log_plan[choice.rows, choice.targets])
     sentences = [
-        f"{_serves(problem.targets, j)}: transport mass {p:.3g}, cosine {1.0 - cost[i, j]:.2f}"
+        f"{serves(problem.targets, j)}: transport mass {p:.3g}, cosine {1.0 - cost[i, j]:.2f}"
         for i, j, p in zip(choice.rows, choice.targets, mass, strict=True)
     ]
     return Selection(
@@ -176,7 +190,7 @@ def evoselect(
         rejections=rejections,
         weights=evolution.weights,
         diagnostics=evolution.diagnostics(problem.candidates.num_tokens)
-        | _target_diagnostics(choice, problem.targets)
+        | target_diagnostics(choice, problem.targets)
         | {
             "reach": reach,
             "rounding": settings.rounding,
@@ -195,99 +209,12 @@ def _evolve(problem: SelectionProblem, budget: Budget, settings: EvoSelectSettin
             f"all {len(prior)} candidates repeat rows selected in earlier rounds;"
             " generate new rows, or raise select.dedup_cosine"
         )
-    return evolve_weights(problem, budget, settings, prior)
+    return evolve_weights(problem, _in_rows(budget, problem), settings, prior)
 
 
-def every_row(
-    problem: SelectionProblem, budget: Budget, seed: int, settings: EvoSelectSettings
-) -> Selection:
-    """The control `all`: every usable row, whatever the budget; nearest rows are not looked for."""
-    cost = cost_matrix(problem)
-    rows = np.arange(len(problem.candidates))
-    choice = Choice(rows, cost.argmin(axis=1))
-    sentences = ["every usable row is taken"] * len(rows)
-    picks = make_picks(problem, choice, cost, sentences, look_for_nearest=False)
-    return Selection("all", picks, (), _equal_weights(problem, choice), {})
-
-
-def random_rows(
-    problem: SelectionProblem, budget: Budget, seed: int, settings: EvoSelectSettings
-) -> Selection:
-    """The control `random`: rows drawn without replacement, each as likely as any other."""
-    cost = cost_matrix(problem)
-    rows = np.random.default_rng(seed).permutation(len(problem.candidates))[: budget.rows]
-    choice = Choice(rows, cost[rows].argmin(axis=1))
-    sentences = [f"drawn at random with seed {seed}"] * len(rows)
-    return Selection(
-        method="random",
-        picks=make_picks(problem, choice, cost, sentences),
-        rejections=not_needed(problem.candidates, rows, lambda i: f"not drawn with seed {seed}"),
-        weights=_equal_weights(problem, choice),
-        diagnostics={},
-    )
-
-
-def attribution(
-    problem: SelectionProblem, budget: Budget, seed: int, settings: EvoSelectSettings
-) -> Selection:
-    """LESS's rule: mean cosine to the targets of a subtask, the best subtask counts, top k.
-
-    score_i = max over subtasks s of (1 / |s|) sum_{j in s} <g_i, v_j>. Subtasks may differ in size
-    and their rows may come in any order.
-    """
-    cost = cost_matrix(problem)
-    subtasks = np.array(problem.targets.subtasks)
-    names = sorted(set(problem.targets.subtasks))
-    means = np.stack([1.0 - cost[:, subtasks == name].mean(axis=1) for name in names], axis=1)
-    winner = means.argmax(axis=1)
-    in_winner = subtasks == np.array(names)[winner][:, None]
-    choice = topk(means.max(axis=1), budget.rows, np.where(in_winner, cost, np.inf).argmin(axis=1))
-    score = means.max(axis=1)
-    sentences = [
-        f"mean cosine {score[i]:.3f} to subtask {names[winner[i]] or '(unnamed)'};"
-        f" nearest target of it {problem.targets.sample_ids[j][:SHORT_ID]}"
-        for i, j in zip(choice.rows, choice.targets, strict=True)
-    ]
-    return Selection(
-        method="attribution",
-        picks=make_picks(problem, choice, cost, sentences),
-        rejections=_ranked_out(problem.candidates, choice, score, "mean cosine"),
-        weights=_equal_weights(problem, choice),
-        diagnostics={"lowest_chosen_score": float(score[choice.rows].min())},
-    )
-
-
-def round_robin(
-    problem: SelectionProblem,
-    budget: Budget,
-    seed: int,
-    settings: EvoSelectSettings,
-    *,
-    deduplicate: bool = True,
-) -> Selection:
-    """Cycle through the targets, each takes its nearest unused row; copies are passed over.
-
-    There is no reach cap unless `settings.reach` is set. `deduplicate=False` keeps near-duplicates
-    by gradient; rows of equal text are never taken twice.
-    """
-    cost = cost_matrix(problem)
-    reach = NO_REACH if settings.reach is None else settings.reach
-    dedup_cosine = settings.dedup_cosine if deduplicate else 1.0
-    shares = np.full(len(problem.targets), 1.0 / len(problem.targets))
-    choice = plan_quota(
-        problem, budget.rows, -cost, shares, cost=cost, reach=reach, dedup_cosine=dedup_cosine
-    )
-    sentences = [
-        f"{_serves(problem.targets, j)}: nearest unused row, cosine {1.0 - cost[i, j]:.2f}"
-        for i, j in zip(choice.rows, choice.targets, strict=True)
-    ]
-    return Selection(
-        method="round_robin",
-        picks=make_picks(problem, choice, cost, sentences),
-        rejections=explain_rejections(problem, choice, cost, reach, dedup_cosine),
-        weights=_equal_weights(problem, choice),
-        diagnostics=_target_diagnostics(choice, problem.targets),
-    )
+def _in_rows(budget: Budget, problem: SelectionProblem) -> Budget:
+    """The budget as a number of rows, which is what weights are held to."""
+    return Budget(rows=budget.num_rows(np.asarray(problem.candidates.num_tokens)))
 
 
 SELECTORS: dict[str, Selector] = {
@@ -296,6 +223,14 @@ SELECTORS: dict[str, Selector] = {
     "random": random_rows,
     "attribution": attribution,
     "round_robin": round_robin,
+    "diversity": diversity,
+    "attr_div": attr_div,
+    "tsds": tsds,
+    "tarot": tarot,
+    "ot_vote": ot_vote,
+    "k_center": k_center,
+    "facility_location": facility_location,
+    "dpp": dpp,
 }
 
 
@@ -318,49 +253,15 @@ def _alignment(prepared: SelectionProblem, evolution: Evolution) -> Alignment:
     return Alignment(prepared.candidates.sample_ids, prepared.targets.sample_ids, evolution)
 
 
-def _totals(
-    answer: Selection, rejections: tuple[Rejection, ...], budget: Budget
-) -> dict[str, float | int | str | list]:
-    stages = Counter(rejection.stage for rejection in rejections)
+def _totals(answer: Selection, budget: Budget, usable: Candidates) -> Diagnostics:
+    stages = Counter(rejection.stage for rejection in answer.rejections)
+    num_tokens = dict(zip(usable.sample_ids, np.asarray(usable.num_tokens), strict=True))
     return {
-        "num_candidates": len(answer.picks) + len(rejections),
+        "num_candidates": len(answer.weights),
         "num_selected": len(answer.picks),
-        "num_short": max(0, budget.rows - len(answer.picks)),
+        "num_selected_tokens": int(sum(num_tokens[i] for i in answer.selected_ids)),
+        "num_short": max(0, (budget.rows or 0) - len(answer.picks)),
         **{f"num_{stage}": count for stage, count in sorted(stages.items())},
-    }
-
-
-def _serves(targets: Targets, j: int) -> str:
-    subtask = f" (subtask {targets.subtasks[j]})" if targets.subtasks[j] else ""
-    return f"serves target {targets.sample_ids[j][:SHORT_ID]}{subtask}"
-
-
-def _equal_weights(problem: SelectionProblem, choice: Choice) -> np.ndarray:
-    weights = np.zeros(len(problem.candidates))
-    weights[choice.rows] = 1.0 / max(1, len(choice.rows))
-    return weights
-
-
-def _ranked_out(
-    candidates: Candidates, choice: Choice, values: np.ndarray, what: str
-) -> tuple[Rejection, ...]:
-    rank = np.empty(len(values), dtype=int)
-    rank[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
-    return not_needed(
-        candidates,
-        choice.rows,
-        lambda i: (
-            f"rank {rank[i]} by {what} ({values[i]:.3g}), the budget ends at {len(choice.rows)}"
-        ),
-    )
-
-
-def _target_diagnostics(choice: Choice, targets: Targets) -> dict[str, float | int | str | list]:
-    return {
-        "num_unreached_targets": len(choice.unreached),
-        "unreached_targets": [targets.sample_ids[j] for j in choice.unreached],
-        "num_exhausted_targets": len(choice.exhausted),
-        "exhausted_targets": [targets.sample_ids[j] for j in choice.exhausted],
     }
 
 

@@ -6,15 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evoselect_pipeline.core.evolve_weights import cost_matrix
+from evoselect_pipeline.core.explain import explain_rejections, make_picks
 from evoselect_pipeline.core.rounding import (
-    explain_rejections,
-    make_picks,
     nearest_rows,
     plan_quota,
     reach_cap,
     topk,
 )
-from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
+from evoselect_pipeline.core.selection import Budget, Candidates, SelectionProblem, Targets
 
 
 def unit(matrix):
@@ -47,7 +46,7 @@ def choose(problem, num_rows, reach=2.0, dedup_cosine=0.95, shares=None):
     cost = cost_matrix(problem)
     shares = problem.targets.weights if shares is None else shares
     return plan_quota(
-        problem, num_rows, -cost, shares, cost=cost, reach=reach, dedup_cosine=dedup_cosine
+        problem, Budget(num_rows), -cost, shares, cost=cost, reach=reach, dedup_cosine=dedup_cosine
     )
 
 
@@ -147,7 +146,7 @@ def test_unreached_targets_are_reported_and_their_quota_is_shared_out():
 def test_ties_go_to_the_earlier_row():
     problem = make_problem(np.ones((6, 3)), np.ones((2, 3)))
     assert choose(problem, 4, dedup_cosine=1.0).rows.tolist() == [0, 1, 2, 3]
-    assert topk(np.ones(6), 3, np.zeros(6, int)).rows.tolist() == [0, 1, 2]
+    assert topk(problem, Budget(3), np.ones(6), np.zeros(6, int)).rows.tolist() == [0, 1, 2]
 
 
 def test_every_stage_of_rejection_names_its_cause():

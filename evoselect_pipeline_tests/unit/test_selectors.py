@@ -19,9 +19,9 @@ from evoselect_pipeline.core.selectors import (
     SELECTORS,
     align,
     restore_alignment,
-    round_robin,
     select,
 )
+from evoselect_pipeline.core.target_selectors import round_robin
 from evoselect_pipeline.errors import ConfigError, DataError
 
 WIDTH = 256
