@@ -18,9 +18,14 @@ from pydantic import (
     model_validator,
 )
 
-from evoselect_pipeline.core.selection import EvoSelectSettings
+from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 from evoselect_pipeline.errors import ConfigError
 from evoselect_pipeline.stores.home import line_name
+
+Method = Literal[
+    "evoselect", "all", "random", "attribution", "round_robin", "diversity", "attr_div", "tsds",
+    "tarot", "ot_vote", "k_center", "facility_location", "dpp",
+]  # fmt: skip
 
 
 class Settings(BaseModel):
@@ -106,15 +111,48 @@ class GradientSettings(Settings):
     )
 
 
+class QualitySettings(Settings):
+    """How the plausibility of answers is judged; `evoselect` alone heeds it."""
+
+    prior: Literal["off", "loss"] = Field(
+        default="loss",
+        description="`loss`: rows whose answers the proxy finds less likely than the targets' own"
+        " start with less weight.",
+    )
+    warm_up_steps: int = Field(
+        default=100,
+        ge=0,
+        description="Steps that teach a proxy without a trained adapter the task before it judges"
+        " rows it was not taught with; 0 judges by the proxy as it is.",
+    )
+
+
 class SelectionSettings(Settings):
     """Which rows train the student."""
 
-    method: Literal["evoselect", "all", "random", "attribution", "round_robin"] = "evoselect"
+    method: Method = "evoselect"
     ratio: float = Field(default=0.2, gt=0, le=1, description="Share of the candidates to choose.")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="Most tokens with loss that the chosen rows may have."
+    )
+    source_share: float | None = Field(
+        default=None, gt=0, le=1, description="Largest share of the budget for one source."
+    )
+    near_text: float = Field(
+        default=0.7,
+        gt=0,
+        le=1,
+        description="Rows that share this much of their word triples are copies of each other.",
+    )
     memory_rounds: int = Field(
         default=2, ge=0, description="Earlier rounds whose rows repel new ones."
     )
     evoselect: EvoSelectSettings = Field(default_factory=EvoSelectSettings)
+
+    def budget(self, num_candidates: int) -> Budget:
+        """What may be chosen from so many candidates: one row at least."""
+        rows = max(1, round(self.ratio * num_candidates))
+        return Budget(rows, self.max_tokens, self.source_share)
 
 
 class TrainSettings(Settings):
@@ -124,7 +162,7 @@ class TrainSettings(Settings):
         default=200, ge=1, description="Optimizer steps; ignored when `epochs` is given."
     )
     epochs: float | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     accumulation: int = Field(default=1, ge=1, description="Micro-batches in one optimizer step.")
     learning_rate: float = Field(default=4e-3, gt=0)
     warmup: int = Field(
@@ -192,16 +230,23 @@ class LineConfig(Settings):
         description="Model whose gradients represent rows; the student itself if not given.",
     )
     refresh_proxy: bool = Field(
-        default=True,
-        description="Let the proxy wear the incoming adapter, if it is the student's model.",
+        default=False,
+        description="Take gradients with the incoming adapter, if the proxy is the student's model;"
+        " else with the bare proxy in every round.",
     )
     lora: LoraSettings = LoraSettings()
     gradients: GradientSettings = GradientSettings()
+    quality: QualitySettings = QualitySettings()
     selection: SelectionSettings = SelectionSettings()
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     promotion: PromotionSettings = PromotionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+
+    @property
+    def wears_adapter(self) -> bool:
+        """Whether the proxy is the student itself, and follows it from round to round."""
+        return self.proxy is None and self.refresh_proxy
 
     @model_validator(mode="after")
     def _check(self) -> LineConfig:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evoselect_pipeline.commands.console import (
     live_progress,
@@ -17,18 +17,16 @@ from evoselect_pipeline.commands.console import (
     stdout,
 )
 from evoselect_pipeline.config import LineConfig, parse_config
-from evoselect_pipeline.core.features import Features, selection_problem
+from evoselect_pipeline.core.features import selection_problem
 from evoselect_pipeline.core.gates import evaluation_keys, gate
 from evoselect_pipeline.core.records import Sample
-from evoselect_pipeline.core.selection import Budget, Rejection, Selection
+from evoselect_pipeline.core.selection import Rejection, Selection
 from evoselect_pipeline.core.selectors import select
+from evoselect_pipeline.core.settings import Budget
 from evoselect_pipeline.errors import ConfigError, DataError
+from evoselect_pipeline.rounds.representation import Represented, represent
 from evoselect_pipeline.stores.artifacts import write_bytes_atomic
 from evoselect_pipeline.stores.jsonl import read_samples, read_samples_with_rows
-
-if TYPE_CHECKING:
-    from evoselect_pipeline.core.encoding import Unusable
-    from evoselect_pipeline.core.gradients import GradientBatch
 
 GAINED = ("sample_id", "rank", "reason", "target_id", "transport_mass")
 SUFFIXES = (".jsonl", ".parquet")
@@ -65,35 +63,6 @@ def select_rows(request: Request, format: str) -> None:
     rejections = [*rejected, *unusable, *selection.rejections]
     _write(request.out, _chosen_rows(rows, selection))
     _report(request, selection, rejections, len(rows), format)
-
-
-@dataclass(frozen=True)
-class Represented:
-    """Rows with their gradient features, and the rows that have none, by sample id."""
-
-    place_of: dict[str, int]
-    batch: GradientBatch
-    unusable: dict[str, Unusable]
-
-    def of(self, samples: Sequence[Sample]) -> Features:
-        """The features of some rows, in their order."""
-        part = self.batch.take([self.place_of[sample.sample_id] for sample in samples])
-        return Features(part.vectors, part.norms, part.losses, part.num_tokens)
-
-
-def represent(samples: Sequence[Sample], config: LineConfig) -> Represented:
-    """Compute the gradient features of rows under the configured model."""
-    from evoselect_pipeline.core.gradients import concatenate
-    from evoselect_pipeline.rounds.representation import compute_gradients
-    from evoselect_pipeline.training.models import load_encoder, load_proxy
-
-    proxy = load_proxy(config.model, None, config.lora, config.seed)
-    encoder = load_encoder(config.model)
-    rows = list({sample.sample_id: sample for sample in samples}.values())
-    batches, unusable = compute_gradients(rows, proxy, encoder, config.gradients, config.seed)
-    batch = concatenate(list(batches))
-    places = {sample_id: place for place, sample_id in enumerate(batch.sample_ids)}
-    return Represented(places, batch, {row.sample_id: row for row in unusable})
 
 
 def choose(
@@ -133,6 +102,7 @@ def choose(
         represented.of(usable),
         targets,
         represented.of(targets),
+        near_text=config.selection.near_text,
         centre=config.gradients.centre,
     )
     settings = config.selection

@@ -6,13 +6,10 @@ import numpy as np
 
 from evoselect_pipeline.core.evolve_weights import cost_matrix
 from evoselect_pipeline.core.explain import equal_selection, not_needed
-from evoselect_pipeline.core.rounding import Choice, take_in_order
-from evoselect_pipeline.core.selection import (
-    Budget,
-    EvoSelectSettings,
-    Selection,
-    SelectionProblem,
-)
+from evoselect_pipeline.core.ledger import Choice
+from evoselect_pipeline.core.rounding import take_in_order
+from evoselect_pipeline.core.selection import Selection, SelectionProblem
+from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 
 
 def every_row(

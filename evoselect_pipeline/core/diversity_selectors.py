@@ -8,14 +8,10 @@ from evoselect_pipeline.core.clustering import spherical_kmeans
 from evoselect_pipeline.core.evolve_weights import cost_matrix
 from evoselect_pipeline.core.explain import equal_selection, not_needed
 from evoselect_pipeline.core.greedy import cover_landmarks, farthest_first, most_volume
-from evoselect_pipeline.core.rounding import Ledger, take_in_order
-from evoselect_pipeline.core.selection import (
-    Budget,
-    Diagnostics,
-    EvoSelectSettings,
-    Selection,
-    SelectionProblem,
-)
+from evoselect_pipeline.core.ledger import Ledger
+from evoselect_pipeline.core.rounding import take_in_order
+from evoselect_pipeline.core.selection import Diagnostics, Selection, SelectionProblem
+from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 from evoselect_pipeline.core.target_selectors import attribution_scores
 
 DROPPED_SHARE = 0.25

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evoselect_pipeline.core.selection import Budget, EvoSelectSettings, SelectionProblem
+from evoselect_pipeline.core.selection import SelectionProblem
+from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 from evoselect_pipeline.core.transport import (
     TransportResult,
     check_transport,
@@ -27,6 +28,7 @@ from evoselect_pipeline.errors import DataError, NumericsError
 FINAL_BLOCK = 200  # Sinkhorn iterations between two looks at the final marginal error
 MAX_FINAL_BLOCKS = 50
 ESS_SHARE = 0.5  # of the budget: with fewer effective rows the choice rests on a few weights
+SQUARED_WIDTH = 256
 TEMPER_STEPS = 40  # bisection to 1e-12, far below what a weight can show
 
 
@@ -95,23 +97,25 @@ def evolve_weights(
     budget: Budget,
     settings: EvoSelectSettings,
     prior: np.ndarray | None = None,
+    target_weights: np.ndarray | None = None,
 ) -> Evolution:
     """Minimise OT_eps(sum_i w_i delta(g_i), sum_j b_j delta(v_j)) + lambda * energy(w) over w.
 
-    Each update, with mu = sum_j b_j v_j and z(.) = (. - mean) / standard deviation:
+    Each update, mu being the weighted mean of all targets, z(.) = (. - mean) / standard deviation:
 
         f, g   <- warm-started Sinkhorn iterations for cost C_ij = 1 - <g_i, v_j>
         e_i     = <g_i - mu, sum_i w_i (g_i - mu)> + memory * <g_i - mu, mean_h (H_h - mu)>
         w_i    <- w_i * exp(-step_t * (z(f)_i + lambda_t * z(e)_i)) / Z
 
     f is the gradient of the transport term with respect to w, e that of the energy
-    1/2 ||sum_i w_i (g_i - mu)||^2. Standardised scores are as long at the optimum as at the start,
-    and weights would jump between modes for ever; so step_t, first `step_size`, halves whenever
-    the weights turn back on their last move.
+    1/2 ||sum_i w_i (g_i - mu)||^2; the squared energy is 1/2 ||sum_i w_i g_i g_i^T||_F^2 with
+    e_i = g_i^T (sum_i w_i g_i g_i^T + memory * mean_h H_h H_h^T) g_i. Standardised scores are as
+    long at the optimum as at the start, and weights would jump between modes for ever; so step_t,
+    first `step_size`, halves whenever the weights turn back on their last move.
 
-    The effective sample size 1 / sum_i w_i^2 is kept at half of the budget or more by tempering,
-    w_i <- p_i * (w_i / p_i)^tau with the largest tau in [0, 1] that does it, p the prior. Rows can
-    then still change places, which a stop would forbid, and an ordinary pool is never refused.
+    The effective sample size 1 / sum_i w_i^2 is kept at half of the budget, or of the prior's own
+    if that is less, by tempering: w_i <- p_i * (w_i / p_i)^tau with the largest tau in [0, 1] that
+    does it, p the prior. Rows can then still change places, which a stop would forbid.
     Memory is O(N (M + D)); no [N, N] matrix is formed.
 
     Parameters
@@ -123,25 +127,21 @@ def evolve_weights(
     prior : array [N], optional
         Where the weights start and what tempering returns to; uniform by default. Rows of zero
         prior keep zero weight.
+    target_weights : array [M], optional
+        b; those of the targets by default.
 
     Raises
     ------
     DataError
         If the prior is unusable, or a gradient is not finite.
     NumericsError
-        If even the prior is below the floor, or the final plan misses its marginals.
+        If the final plan misses its marginals.
     """
-    gradients = problem.candidates.gradients
-    prior = _normalised_prior(prior, len(gradients))
-    ess_floor = ESS_SHARE * min(budget.rows, int(np.count_nonzero(prior)))
-    if effective_sample_size(prior) < ess_floor * (1 - 1e-9):
-        raise NumericsError(
-            f"weights collapsed: the prior has {effective_sample_size(prior):.1f} effective rows,"
-            f" a budget of {budget.rows} needs {ess_floor:.1f}; lower the budget or flatten it"
-        )
-    b = problem.targets.weights
+    prior = _normalised_prior(prior, len(problem.candidates))
+    ess_floor = _ess_floor(problem, budget, prior)
+    b = problem.targets.weights if target_weights is None else target_weights
     _, _, cost = check_transport(prior, b, cost_matrix(problem), settings.epsilon)
-    energy = _CentredEnergy(problem, settings.memory)
+    energy = _energy(problem, settings)
 
     w, f, g = prior, np.zeros(len(prior)), np.zeros(len(b))
     step_size, last_move = settings.step_size, np.zeros(len(prior))
@@ -170,7 +170,7 @@ def evolve_weights(
         w, last_move = w_new, move
         if trace[-1].change < settings.tolerance and update >= settings.diversity_ramp:
             break
-    return _finish(w, (f, g), cost, problem, settings, energy, ess_floor, tuple(trace))
+    return _finish(w, b, (f, g), cost, settings, energy, ess_floor, tuple(trace))
 
 
 def restore_evolution(
@@ -179,15 +179,17 @@ def restore_evolution(
     settings: EvoSelectSettings,
     weights: np.ndarray,
     potentials: tuple[np.ndarray, np.ndarray],
+    prior: np.ndarray,
+    target_weights: np.ndarray,
 ) -> Evolution:
     """Solve the transport problem of weights that were evolved before, from their potentials.
 
     The plan is too large to keep, [N, M]; weights and potentials are enough to have it again. The
     trace of the updates is not restored.
     """
-    floor = ESS_SHARE * min(budget.rows, int(np.count_nonzero(weights)))
-    energy = _CentredEnergy(problem, settings.memory)
-    return _finish(weights, potentials, cost_matrix(problem), problem, settings, energy, floor, ())
+    floor = _ess_floor(problem, budget, _normalised_prior(prior, len(weights)))
+    cost, energy = cost_matrix(problem), _energy(problem, settings)
+    return _finish(weights, target_weights, potentials, cost, settings, energy, floor, ())
 
 
 def cost_matrix(problem: SelectionProblem) -> np.ndarray:
@@ -199,6 +201,47 @@ def cost_matrix(problem: SelectionProblem) -> np.ndarray:
 def effective_sample_size(weights: np.ndarray) -> float:
     """(sum_i w_i)^2 / sum_i w_i^2: N for equal weights, 1 for a single one."""
     return float(weights.sum() ** 2 / np.square(weights).sum())
+
+
+def _ess_floor(problem: SelectionProblem, budget: Budget, prior: np.ndarray) -> float:
+    num_rows = budget.num_rows(np.asarray(problem.candidates.num_tokens))
+    return ESS_SHARE * min(num_rows, effective_sample_size(prior))
+
+
+def _energy(problem: SelectionProblem, settings: EvoSelectSettings):
+    kind = _SquaredEnergy if settings.energy == "squared" else _CentredEnergy
+    return kind(problem, settings.memory)
+
+
+class _SquaredEnergy:
+    """1/2 ||S||_F^2 + memory * <S, mean_h H_h H_h^T> with S = sum_i w_i g_i g_i^T.
+
+    S is [D, D], so rows are folded to `SQUARED_WIDTH` numbers first: the sketch has random signs,
+    and to add up its parts is the same sketch at a smaller width.
+    """
+
+    def __init__(self, problem: SelectionProblem, memory: float) -> None:
+        self.rows = _folded(problem.candidates.gradients)
+        self.memory = np.zeros((self.rows.shape[1],) * 2, self.rows.dtype)
+        if len(problem.history):
+            earlier = _folded(problem.history)
+            self.memory = memory * (earlier.T @ earlier) / len(earlier)
+
+    def value_and_gradient(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
+        moment = (self.rows * weights[:, None].astype(self.rows.dtype)).T @ self.rows
+        direction = moment + self.memory
+        slope = np.einsum("nd,nd->n", self.rows @ direction, self.rows)
+        value = 0.5 * float(np.sum(moment * moment)) + float(np.sum(moment * self.memory))
+        return value, slope.astype(np.float64)
+
+
+def _folded(vectors: np.ndarray) -> np.ndarray:
+    """Unit rows [n, D] added up to at most `SQUARED_WIDTH` numbers and made unit rows again."""
+    folded = vectors[:, :SQUARED_WIDTH].copy()
+    for start in range(SQUARED_WIDTH, vectors.shape[1], SQUARED_WIDTH):
+        part = vectors[:, start : start + SQUARED_WIDTH]
+        folded[:, : part.shape[1]] += part
+    return folded / np.maximum(np.linalg.norm(folded, axis=1, keepdims=True), 1e-12)
 
 
 class _CentredEnergy:
@@ -223,17 +266,16 @@ class _CentredEnergy:
 
 def _finish(
     w: np.ndarray,
+    b: np.ndarray,
     potentials: tuple[np.ndarray, np.ndarray],
     cost: np.ndarray,
-    problem: SelectionProblem,
     settings: EvoSelectSettings,
-    energy: _CentredEnergy,
+    energy: _CentredEnergy | _SquaredEnergy,
     ess_floor: float,
     trace: tuple[UpdateTrace, ...],
 ) -> Evolution:
     """Solve the transport problem of the final weights to its tolerance and put all together."""
-    b, epsilon = problem.targets.weights, settings.epsilon
-    f, g = potentials
+    epsilon, (f, g) = settings.epsilon, potentials
     # Mass between far clusters balances slowly, hence the cheap iterations before POT's check.
     error = marginal_error(w, b, cost, f, g, epsilon)
     for _ in range(MAX_FINAL_BLOCKS):

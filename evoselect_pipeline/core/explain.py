@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from evoselect_pipeline.core.rounding import SHORT_ID, Choice, nearest_rows
+from evoselect_pipeline.core.ledger import SHORT_ID, Choice, nearest_rows
 from evoselect_pipeline.core.selection import (
     Candidates,
     Diagnostics,
@@ -62,7 +62,7 @@ def explain_rejections(
     """Say for every row that is not chosen which check it fails against the final choice.
 
     The first of these holds: already_selected, same_text, near_duplicate, beyond_reach,
-    over_source_cap or over_token_budget; a row that fails none was not_needed.
+    implausible_answer, over_source_cap or over_token_budget; a row that fails none was not_needed.
     """
     candidates = problem.candidates
     rest = _complement(len(candidates), choice.rows)
@@ -77,7 +77,9 @@ def explain_rejections(
         if sample_id in earlier:
             found = ("already_selected", "selected in an earlier round", sample_id)
         elif owner is not None:
-            found = ("same_text", f"same text as chosen row {owner[:SHORT_ID]}", owner)
+            found = ("same_text", f"nearly the text of chosen row {owner[:SHORT_ID]}", owner)
+        elif candidates.text_keys[i] in problem.history_text_keys:
+            found = ("same_text", "nearly the text of a row that an earlier round chose", "")
         elif dedup_cosine < 1 and cosines[position] > dedup_cosine:
             other, cosine = other_ids[nearest[position]], cosines[position]
             sentence = f"near-duplicate of chosen row {other[:SHORT_ID]} at cosine {cosine:.3f}"

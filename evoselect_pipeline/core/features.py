@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evoselect_pipeline.core.gates import text_key
+from evoselect_pipeline.core.near_text import near_text_keys
 from evoselect_pipeline.core.records import Sample
 from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
 
@@ -26,22 +27,27 @@ def selection_problem(
     candidate_features: Features,
     targets: Sequence[Sample],
     target_features: Features,
-    history_ids: Sequence[str] = (),
     history_vectors: np.ndarray | None = None,
     *,
+    history: Sequence[Sample] = (),
+    near_text: float = 1.0,
     centre: bool = True,
 ) -> SelectionProblem:
     """Put rows and features together.
 
     Parameters
     ----------
+    history : sequence of Sample
+        The rows of earlier rounds, as `history_vectors` has them.
+    near_text : float
+        Jaccard index of word triples from which on rows are copies; see `near_text_keys`.
     centre : bool
         Take the mean of the usable candidates' vectors out of every vector, and renormalise. All
         answers share a large common direction ("write an answer, then stop") that says nothing
         about which row is like which target; this project's reconstruction.
     """
     pool = candidate_features.vectors
-    if history_vectors is None or not len(history_ids):
+    if history_vectors is None or not history:
         history_vectors = np.zeros((0, pool.shape[1]), np.float32)
     mean = np.zeros(pool.shape[1], np.float32)
     if centre:
@@ -55,7 +61,7 @@ def selection_problem(
             losses=candidate_features.losses,
             num_tokens=candidate_features.num_tokens,
             sources=tuple(sample.source for sample in candidates),
-            text_keys=tuple(text_key(sample) for sample in candidates),
+            text_keys=near_text_keys(candidates, near_text, first=history),
         ),
         targets=Targets(
             sample_ids=tuple(sample.sample_id for sample in targets),
@@ -64,7 +70,8 @@ def selection_problem(
             subtasks=tuple(sample.subtask for sample in targets),
         ),
         history=_centred(history_vectors, mean),
-        history_ids=tuple(history_ids),
+        history_ids=tuple(sample.sample_id for sample in history),
+        history_text_keys=frozenset(text_key(sample) for sample in history),
     )
 
 

@@ -12,7 +12,7 @@ from heapq import heapify, heappop, heapreplace
 
 import numpy as np
 
-from evoselect_pipeline.core.rounding import Ledger
+from evoselect_pipeline.core.ledger import Ledger
 
 
 def farthest_first(

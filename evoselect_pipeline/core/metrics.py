@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evoselect_pipeline.core.rounding import nearest_rows
+from evoselect_pipeline.core.ledger import nearest_rows
 from evoselect_pipeline.core.transport import check_transport
 from evoselect_pipeline.errors import DataError, NumericsError
 

@@ -8,35 +8,17 @@ Shapes: N candidates, M targets, D projection width, k rows to choose, h rows of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from evoselect_pipeline.core.selection import Budget, SelectionProblem
+from evoselect_pipeline.core.capped import capped_transport, integer_quotas
+from evoselect_pipeline.core.ledger import Choice, Ledger
+from evoselect_pipeline.core.selection import SelectionProblem
+from evoselect_pipeline.core.settings import Budget
 
-MAX_BLOCK_ENTRIES = 4_000_000  # of a cosine block: 16 MB in float32
-REACH_SHARE = 0.5
-REACH_QUANTILE = 0.25
-SHORT_ID = 8
-OVER_TOKENS, OVER_SOURCE = "over_token_budget", "over_source_cap"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Chosen row numbers in the order of choice, and for each the target it serves.
-
-    `unreached` targets never got a row, `exhausted` ones got some and then ran out before the
-    budget did; both are target numbers. `refusals` maps the rows that the budget had no room for to
-    a stage and a sentence.
-    """
-
-    rows: np.ndarray
-    targets: np.ndarray
-    unreached: tuple[int, ...] = ()
-    exhausted: tuple[int, ...] = ()
-    refusals: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+REACH_QUANTILE = 0.1
 
 
 def plan_quota(
@@ -48,15 +30,16 @@ def plan_quota(
     cost: np.ndarray,
     reach: float,
     dedup_cosine: float,
+    quality_floor: float = 0.0,
 ) -> Choice:
     """Targets take turns; each takes its best-scored admissible row.
 
     The turn goes to the target with the smallest picked_j / b_j. A row is admissible to it if it
-    is unused, it fits into what the budget has left, its cost is at most `reach`, its cosine to
-    every chosen row of this and earlier rounds is at most `dedup_cosine`, and no chosen row has its
-    text key or its id. A target without an admissible row leaves and the others go on, so its
-    quota is shared out. Rows run out before the budget where only repetitions are left: fewer rows
-    are better than copies.
+    is unused, it fits into what the budget has left, its cost is at most `reach`, its quality at
+    least `quality_floor`, its cosine to every chosen row of this and earlier rounds is at most
+    `dedup_cosine`, and none of these rows has its text key or its id. A target without an
+    admissible row leaves and the others go on, so its quota is shared out. Rows run out before the
+    budget where only such rows are left: fewer rows are better than copies.
 
     Admissibility never comes back, so each target walks its ranking once, and a cosine check
     happens only when a row is about to be taken: O(N M log N + N k D) at worst.
@@ -73,8 +56,9 @@ def plan_quota(
     reach : float
     dedup_cosine : float
         1 or more switches the cosine check off.
+    quality_floor : float
     """
-    ledger = Ledger(problem, budget, dedup_cosine)
+    ledger = Ledger(problem, budget, dedup_cosine, quality_floor)
     queues = _rankings(score, allowed=cost <= reach)
     turns = [(0.0, j) for j in range(len(shares)) if shares[j] > 0]
     heapify(turns)
@@ -91,10 +75,66 @@ def plan_quota(
         order.append((row, j))
         served[j] += 1
         heappush(turns, (served[j] / shares[j], j))
+    if budget.tokens is None and len(order) != budget.rows:
+        left += [j for _, j in turns]
     rows, targets = np.array(order, dtype=int).reshape(-1, 2).T
     unreached = tuple(sorted(j for j in left if served[j] == 0))
     exhausted = tuple(sorted(j for j in left if served[j] > 0))
     return Choice(rows, targets, unreached, exhausted, ledger.refusals())
+
+
+def capped_quota(
+    problem: SelectionProblem,
+    budget: Budget,
+    score: np.ndarray,
+    shares: np.ndarray,
+    *,
+    cost: np.ndarray,
+    reach: float,
+    dedup_cosine: float,
+    quality_floor: float = 0.0,
+) -> Choice:
+    """Exact transport with whole units, in stages; `plan_quota` says what is admissible.
+
+    Each stage solves max sum_ij P_ij score_ij over choices that use a row once and serve target j
+    with its share of the rows still to come (`capped.capped_transport`), then enters the rows that
+    repeat nothing, best score first. What the repetitions leave uncovered, and the quotas of
+    targets that have no admissible row left, go into the next stage. Every stage takes or closes a
+    row at least, and mostly two or three stages are enough.
+    """
+    ledger = Ledger(problem, budget, dedup_cosine, quality_floor)
+    penalty = np.where((cost <= reach) & np.isfinite(score), -score, np.inf)
+    wanting = shares > 0
+    served = np.zeros(len(shares), dtype=int)
+    left = np.zeros(len(shares), dtype=bool)
+    order: list[tuple[int, int]] = []
+    while not ledger.full:
+        open_rows = np.flatnonzero(ledger.open)
+        left = wanting & ~np.isfinite(penalty[open_rows]).any(axis=0)
+        if (left == wanting).all():
+            break
+        quotas = _missing(np.where(left, 0.0, shares), served, ledger.num_rows_left)
+        plan = capped_transport(penalty[open_rows], quotas)
+        for position in np.argsort(plan.costs, kind="stable"):
+            row, target = int(open_rows[plan.rows[position]]), int(plan.targets[position])
+            if not ledger.full and ledger.admits(row):
+                ledger.take(row)
+                order.append((row, target))
+                served[target] += 1
+        ledger.close_repetitions()
+    if budget.tokens is None and len(order) != budget.rows:
+        left = wanting
+    rows, targets = np.array(order, dtype=int).reshape(-1, 2).T
+    unreached = tuple(np.flatnonzero(left & (served == 0)).tolist())
+    exhausted = tuple(np.flatnonzero(left & (served > 0)).tolist())
+    return Choice(rows, targets, unreached, exhausted, ledger.refusals())
+
+
+def _missing(shares: np.ndarray, served: np.ndarray, num_left: int) -> np.ndarray:
+    """Quotas [M] of the rows still to come, so that all rows together come near the shares."""
+    wanted = shares / shares.sum() * (served[shares > 0].sum() + num_left)
+    missing = np.maximum(wanted - served, 0.0) * (shares > 0)
+    return integer_quotas(missing / missing.sum(), num_left)
 
 
 def _rankings(score: np.ndarray, allowed: np.ndarray) -> list[Iterator[int]]:
@@ -130,10 +170,10 @@ def topk(
 def reach_cap(problem: SelectionProblem, reach: float | None) -> float:
     """The largest cost at which a row may serve a target.
 
-    Derived, where not given, from how near the targets lie to each other: a row has to be half as
-    similar to the target as the lower quartile of the targets is to its nearest fellow,
+    Derived, where not given, from how near the targets lie to each other: a row has to be as
+    similar to a target as nine in ten targets are to their nearest fellow,
 
-        reach = 1 - max(0, 0.5 * quantile_0.25 over j of max_{l != j} <v_j, v_l>).
+        reach = 1 - max(0, quantile_0.1 over j of max_{l != j} <v_j, v_l>).
 
     Copies among the targets (cosine above 0.999) say nothing and are passed over. With centred
     gradients, unrelated rows have a cosine near 0 and stay outside; without, the cap is lenient.
@@ -142,159 +182,10 @@ def reach_cap(problem: SelectionProblem, reach: float | None) -> float:
         return reach
     vectors = problem.targets.gradients.astype(np.float64)
     cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -np.inf)  # stored in half precision, a row may look unlike itself
     cosines[cosines > 0.999] = -np.inf
     nearest = cosines.max(axis=1)
     nearest = nearest[np.isfinite(nearest)]
     if len(nearest) == 0:
         return 1.0
-    return 1.0 - max(0.0, REACH_SHARE * float(np.quantile(nearest, REACH_QUANTILE)))
-
-
-def nearest_rows(
-    vectors: np.ndarray, others: np.ndarray, *, same: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each unit row of `vectors` [n, D] the nearest of `others` [m, D]: (number, cosine) [n].
-
-    With `same`, row i of `vectors` is row i of `others` and is not its own neighbour. Number -1
-    and cosine -inf where there is no other. Only a block of [n, m] exists at a time.
-    """
-    index = np.full(len(vectors), -1)
-    best = np.full(len(vectors), -np.inf)
-    if len(others) == 0:
-        return index, best
-    block = max(1, MAX_BLOCK_ENTRIES // len(others))
-    for start in range(0, len(vectors), block):
-        cosines = vectors[start : start + block] @ others.T
-        numbers = np.arange(len(cosines))
-        if same:
-            cosines[numbers, start + numbers] = -np.inf
-        winner = cosines.argmax(axis=1)
-        index[start : start + block] = winner
-        best[start : start + block] = cosines[numbers, winner]
-    index[~np.isfinite(best)] = -1
-    return index, best
-
-
-def repeats_history(problem: SelectionProblem, dedup_cosine: float) -> np.ndarray:
-    """Boolean [N]: the row was selected in an earlier round, or is a near-duplicate of one."""
-    earlier = set(problem.history_ids)
-    known = np.array([sample_id in earlier for sample_id in problem.candidates.sample_ids])
-    if dedup_cosine >= 1 or len(problem.history) == 0:
-        return known
-    return known | (nearest_rows(problem.candidates.gradients, problem.history)[1] > dedup_cosine)
-
-
-class Ledger:
-    """What is chosen so far, and what may still be: the one place where admissibility is decided.
-
-    A row is open while it is unused and fits into what is left of the rows, the tokens and its
-    source's share; nothing is ever given back, so a row that no longer fits is closed for good.
-    With a `dedup_cosine`, rows that repeat a chosen row or one of an earlier round, by id, by text
-    key or by a cosine above it (1 or more: not by cosine), are not admitted either.
-    """
-
-    def __init__(
-        self, problem: SelectionProblem, budget: Budget, dedup_cosine: float | None = None
-    ) -> None:
-        self.candidates = problem.candidates
-        self.budget = budget
-        self.dedup_cosine = dedup_cosine
-        self.rows: list[int] = []
-        self.open = np.ones(len(self.candidates), dtype=bool)
-        self._closed_by = np.full(len(self.candidates), "", dtype="U17")
-        self._start_accounts()
-        if dedup_cosine is not None:
-            self.open &= ~repeats_history(problem, dedup_cosine)
-        self._texts: set[str] = set()
-        self._vectors = self.candidates.gradients[:0]
-        self._close_what_no_longer_fits()
-
-    @property
-    def full(self) -> bool:
-        """No row can be taken any more."""
-        return len(self.rows) == self.budget.rows or not self.open.any()
-
-    def admits(self, row: int) -> bool:
-        """Whether the row may be taken now; a repetition is closed when it is asked for."""
-        if self.open[row] and self._repeats(row):
-            self.open[row] = False
-        return bool(self.open[row])
-
-    def take(self, row: int) -> None:
-        """Enter an admitted row into the accounts."""
-        if self.dedup_cosine is not None:
-            self._remember(row)
-        self.rows.append(row)
-        self.open[row] = False
-        self._tokens_left -= self._num_tokens[row]
-        self._source_left[self._source[row]] -= self._source_size[row]
-        self._close_what_no_longer_fits()
-
-    def refusals(self) -> dict[int, tuple[str, str]]:
-        """Stage and sentence of the rows that were closed because the budget had no room left."""
-        closed = self._closed_by.nonzero()[0].tolist()
-        return {i: (str(self._closed_by[i]), self._why_closed(i)) for i in closed}
-
-    def choice(self, best_target: np.ndarray) -> Choice:
-        """The rows taken, each of them for its `best_target` [N]."""
-        rows = np.array(self.rows, dtype=int)
-        return Choice(rows, best_target[rows], refusals=self.refusals())
-
-    def _start_accounts(self) -> None:
-        budget = self.budget
-        self._num_tokens = np.asarray(self.candidates.num_tokens, dtype=np.float64)
-        self._tokens_left = np.inf if budget.tokens is None else float(budget.tokens)
-        names, self._source = np.unique(np.array(self.candidates.sources), return_inverse=True)
-        by_rows = budget.rows is not None
-        self._source_size = np.ones_like(self._num_tokens) if by_rows else self._num_tokens
-        self._source_cap = np.inf
-        if budget.source_share is not None:
-            whole = budget.rows if budget.rows is not None else budget.tokens
-            self._source_cap = np.floor(budget.source_share * float(whole or 0) + 1e-9)
-            if by_rows:
-                self._source_cap = max(1.0, self._source_cap)
-        self._source_left = np.full(len(names), self._source_cap)
-
-    def _close_what_no_longer_fits(self) -> None:
-        if len(self.rows) == self.budget.rows:
-            return  # what is left over now was not needed, whether it fits or not
-        if self.budget.tokens is not None:
-            self._close(self._num_tokens > self._tokens_left, OVER_TOKENS)
-        if self.budget.source_share is not None:
-            self._close(self._source_size > self._source_left[self._source], OVER_SOURCE)
-
-    def _close(self, late: np.ndarray, stage: str) -> None:
-        late = late & self.open
-        self._closed_by[late] = stage
-        self.open[late] = False
-
-    def _why_closed(self, row: int) -> str:
-        size = f"{self._num_tokens[row]:.0f} tokens"
-        if self._closed_by[row] == OVER_TOKENS:
-            used = self._num_tokens[self.rows].sum()
-            return f"its {size} did not fit any more: {used:.0f} of {self.budget.tokens} are taken"
-        code, cap = self._source[row], self._source_cap
-        used = cap - self._source_left[code]
-        has = f"source {self.candidates.sources[row]} has {used:.0f} of its {cap:.0f}"
-        if self.budget.rows is not None:
-            return f"{has} rows"
-        return f"{has} tokens, the row's {size} did not fit any more"
-
-    def _remember(self, row: int) -> None:
-        self._texts.add(self.candidates.text_keys[row])
-        count, gradients = len(self.rows), self.candidates.gradients
-        if count == len(self._vectors):
-            grown = np.empty((max(64, 2 * count), gradients.shape[1]), dtype=gradients.dtype)
-            grown[:count] = self._vectors
-            self._vectors = grown
-        self._vectors[count] = gradients[row]
-
-    def _repeats(self, row: int) -> bool:
-        if self.dedup_cosine is None:
-            return False
-        if self.candidates.text_keys[row] in self._texts:
-            return True
-        if self.dedup_cosine >= 1 or not self.rows:
-            return False
-        cosines = self._vectors[: len(self.rows)] @ self.candidates.gradients[row]
-        return bool(cosines.max() > self.dedup_cosine)
+    return 1.0 - max(0.0, float(np.quantile(nearest, REACH_QUANTILE)))

@@ -11,133 +11,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from evoselect_pipeline.errors import ConfigError, DataError
+from evoselect_pipeline.errors import DataError
 
 Diagnostics = dict[str, float | int | str | list]
 
 UNIT_NORM_TOLERANCE = 2e-3  # a unit vector that went through float16 is off by up to 5e-4
-
-
-@dataclass(frozen=True)
-class EvoSelectSettings:
-    """How candidates are weighted against the targets, and how k rows are taken from the weights.
-
-    Attributes
-    ----------
-    epsilon : float
-        Entropic regularisation, in units of cost (1 - cosine).
-    num_updates : int
-        Most exponentiated weight updates.
-    sinkhorn_iterations : int
-        Warm-started Sinkhorn iterations between two updates.
-    step_size : float
-        Step of the exponentiated update, per standard deviation of the score.
-    diversity : float
-        Final weight of the diversity energy against the transport potential.
-    diversity_ramp : int
-        Updates over which `diversity` grows from zero.
-    memory : float
-        Weight of similarity to earlier rounds' rows inside the energy.
-    dedup_cosine : float
-        Two rows with a cosine above this are near-duplicates; 1 or more switches the check off.
-    reach : float or None
-        Largest cost at which a row may serve a target; None derives it from the targets.
-    tolerance : float
-        L1 marginal error allowed in the final plan, and the change at which updates stop.
-    norm_quarantine : float
-        Rows whose gradient norm exceeds this many pool medians are set aside.
-    rounding : str
-        `plan_quota` (targets take turns) or `topk` (the largest weights).
-    """
-
-    epsilon: float = 0.05
-    num_updates: int = 30
-    sinkhorn_iterations: int = 20
-    step_size: float = 0.3
-    diversity: float = 0.3
-    diversity_ramp: int = 10
-    memory: float = 0.5
-    dedup_cosine: float = 0.95
-    reach: float | None = None
-    tolerance: float = 1e-3
-    norm_quarantine: float = 10.0
-    rounding: str = "plan_quota"
-
-    def __post_init__(self) -> None:
-        positive = ("epsilon", "num_updates", "sinkhorn_iterations", "step_size", "tolerance")
-        for name in (*positive, "dedup_cosine"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"select.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("diversity", "diversity_ramp", "memory"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"select.{name} must be 0 or more, got {getattr(self, name)}")
-        if not self.norm_quarantine > 1:
-            raise ConfigError(f"select.norm_quarantine must be above 1, got {self.norm_quarantine}")
-        if self.reach is not None and not 0 < self.reach <= 2:
-            raise ConfigError(f"select.reach is a cost 1 - cosine in (0, 2], got {self.reach}")
-        if self.rounding not in ("plan_quota", "topk"):
-            raise ConfigError(f"select.rounding must be plan_quota or topk, got {self.rounding!r}")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much may be selected; at least one of `rows` and `tokens` is given.
-
-    Attributes
-    ----------
-    rows : int or None
-        Rows to choose.
-    tokens : int or None
-        Most tokens that the chosen rows may have together.
-    source_share : float or None
-        Largest share of the budget that rows of one source may take: of the rows, or of the tokens
-        where only tokens are given. A share of the rows lets every source give at least one.
-    """
-
-    rows: int | None = None
-    tokens: int | None = None
-    source_share: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.rows is None and self.tokens is None:
-            raise ConfigError("budget needs a number of rows or of tokens, got neither")
-        if self.rows is not None and self.rows < 1:
-            raise ConfigError(f"budget must be at least 1 row, got {self.rows}")
-        if self.tokens is not None and self.tokens < 1:
-            raise ConfigError(f"budget must be at least 1 token, got {self.tokens}")
-        if self.source_share is not None and not 0 < self.source_share <= 1:
-            raise ConfigError(
-                f"budget: source_share must be above 0 and at most 1, got {self.source_share}"
-            )
-
-    def check(self, num_candidates: int, num_tokens: np.ndarray) -> None:
-        """Refuse a budget that the pool, or its usable rows of `num_tokens` each, cannot meet."""
-        if self.rows is not None and self.rows > num_candidates:
-            raise DataError(
-                f"budget of {self.rows} rows is above the pool of {num_candidates} candidates;"
-                " lower the budget or generate more rows"
-            )
-        room, shortest = self.tokens, int(np.min(num_tokens))
-        if room is not None and self.rows is None and self.source_share is not None:
-            room = int(self.source_share * room)
-        if room is not None and room < shortest:
-            raise DataError(
-                f"budget: a source may give {room} tokens, the shortest of {len(num_tokens)} usable"
-                f" candidates has {shortest}; raise the budget"
-                + (" or its source_share" if room != self.tokens else "")
-            )
-
-    def num_rows(self, num_tokens: np.ndarray) -> int:
-        """Rows to expect from a pool of rows with `num_tokens` [N] each: between 1 and N.
-
-        `rows`, or `tokens` / mean tokens per row, whichever is less.
-        """
-        expected = float(len(num_tokens))
-        if self.rows is not None:
-            expected = min(expected, self.rows)
-        if self.tokens is not None:
-            expected = min(expected, self.tokens / max(float(np.mean(num_tokens)), 1e-9))
-        return max(1, int(expected))
 
 
 @dataclass(frozen=True)
@@ -146,7 +24,8 @@ class Candidates:
 
     `gradients` [N, D] holds unit rows. A row with a zero or non-finite gradient or norm may be
     handed in: `select` sets it aside with a reason. Rows that are finite but not of unit length
-    are a caller's error. Equal `text_keys` mean the same text after normalisation.
+    are a caller's error. Equal `text_keys` mean that rows say nearly the same. `quality` (0, 1] is
+    the plausibility of a row's answer, see `quality.plausibility`; 1 for all if not given.
     """
 
     sample_ids: tuple[str, ...]
@@ -156,16 +35,21 @@ class Candidates:
     num_tokens: np.ndarray
     sources: tuple[str, ...]
     text_keys: tuple[str, ...]
+    quality: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         num_rows = len(self.sample_ids)
         if num_rows == 0:
             raise DataError("candidates: the pool is empty; generate or import rows first")
+        if len(self.quality) == 0:
+            object.__setattr__(self, "quality", np.ones(num_rows))
         _check_matrix("candidates", self.gradients, num_rows)
-        for name in ("norms", "losses", "num_tokens", "sources", "text_keys"):
+        for name in ("norms", "losses", "num_tokens", "sources", "text_keys", "quality"):
             _check_length("candidates", name, len(getattr(self, name)), num_rows)
         _check_unique("candidates", self.sample_ids)
         _check_unit("candidates", self.gradients[self.usable], self.sample_ids)
+        if not ((self.quality > 0) & (self.quality <= 1)).all():  # negated: NaN counts as wrong
+            raise DataError("candidates: quality must be above 0 and at most 1 for every row")
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -187,6 +71,7 @@ class Candidates:
             num_tokens=np.asarray(self.num_tokens)[rows],
             sources=tuple(self.sources[i] for i in rows),
             text_keys=tuple(self.text_keys[i] for i in rows),
+            quality=self.quality[rows],
         )
 
 
@@ -234,12 +119,16 @@ class Targets:
 
 @dataclass(frozen=True)
 class SelectionProblem:
-    """Candidates, targets, and the gradients [h, D] of rows selected in earlier rounds."""
+    """Candidates, targets, and the gradients [h, D] of rows selected in earlier rounds.
+
+    `history_text_keys` say which candidates nearly repeat the text of an earlier row.
+    """
 
     candidates: Candidates
     targets: Targets
     history: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     history_ids: tuple[str, ...] = ()
+    history_text_keys: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         width = self.candidates.gradients.shape[1]
@@ -253,6 +142,10 @@ class SelectionProblem:
                     f" {width}; project all of them with the same sketch"
                 )
         _check_unit("history", self.history, self.history_ids)
+
+    def with_quality(self, quality: np.ndarray) -> SelectionProblem:
+        """The same problem with another plausibility [N] of the candidates' answers."""
+        return replace(self, candidates=replace(self.candidates, quality=quality))
 
     def with_candidates(self, candidates: Candidates) -> SelectionProblem:
         """The same problem over another pool."""
@@ -282,8 +175,8 @@ class Rejection:
     """One row that was not selected: `stage` is a slug, `reason` a sentence.
 
     Stages: non_finite, quarantined_norm, already_selected, same_text, near_duplicate,
-    beyond_reach, over_source_cap, over_token_budget, not_needed. `related_id` names the row or
-    target the reason speaks of, or is "".
+    beyond_reach, implausible_answer, over_source_cap, over_token_budget, not_needed. `related_id`
+    names the row or target the reason speaks of, or is "".
     """
 
     sample_id: str

@@ -23,6 +23,7 @@ from evoselect_pipeline.core.diversity_selectors import (
 )
 from evoselect_pipeline.core.evolve_weights import (
     Evolution,
+    cost_matrix,
     evolve_weights,
     restore_evolution,
 )
@@ -33,24 +34,18 @@ from evoselect_pipeline.core.explain import (
     serves,
     target_diagnostics,
 )
-from evoselect_pipeline.core.rounding import (
-    nearest_rows,
-    plan_quota,
-    reach_cap,
-    repeats_history,
-    topk,
-)
+from evoselect_pipeline.core.ledger import nearest_rows, repeats_history
+from evoselect_pipeline.core.rounding import capped_quota, plan_quota, reach_cap, topk
 from evoselect_pipeline.core.selection import (
-    Budget,
     Candidates,
     Diagnostics,
-    EvoSelectSettings,
     Rejection,
     Selection,
     SelectionProblem,
     Targets,
     set_aside_broken,
 )
+from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 from evoselect_pipeline.core.target_selectors import (
     attribution,
     ot_vote,
@@ -83,7 +78,7 @@ def align(problem: SelectionProblem, budget: Budget, settings: EvoSelectSettings
     DataError
         If no candidate is usable.
     NumericsError
-        If transport does not converge or weights collapse.
+        If transport does not converge.
     """
     prepared, _, _ = _prepared(problem, settings)
     return _alignment(prepared, _evolve(prepared, budget, settings))
@@ -98,8 +93,9 @@ def restore_alignment(
 ) -> Alignment:
     """The alignment of the same problem, from the weights and potentials that were kept of it."""
     prepared, _, _ = _prepared(problem, settings)
-    rows = _in_rows(budget, prepared)
-    return _alignment(prepared, restore_evolution(prepared, rows, settings, weights, potentials))
+    start = _start(prepared, settings)
+    evolution = restore_evolution(prepared, budget, settings, weights, potentials, *start)
+    return _alignment(prepared, evolution)
 
 
 def select(
@@ -139,7 +135,7 @@ def select(
     DataError
         If the pool cannot meet the budget, or no candidate is usable.
     NumericsError
-        If transport does not converge or weights collapse.
+        If transport does not converge.
     """
     if method not in SELECTORS:
         raise ConfigError(f"selector {method!r} is unknown; choose one of {sorted(SELECTORS)}")
@@ -166,22 +162,31 @@ def evoselect(
     *,
     evolution: Evolution | None = None,
 ) -> Selection:
-    """Evolve weights by transport and diversity, then round the plan: by quota, or the top k."""
+    """Evolve weights by transport and diversity, then round the plan to whole rows."""
     if evolution is None:
         evolution = _evolve(problem, budget, settings)
     log_plan, cost = evolution.log_plan(), evolution.transport.cost
-    reach = reach_cap(problem, settings.reach)
-    if settings.rounding == "plan_quota":
-        limits = {"reach": reach, "dedup_cosine": settings.dedup_cosine}
-        b = problem.targets.weights
-        choice = plan_quota(problem, budget, log_plan, b, cost=cost, **limits)
-        rejections = explain_rejections(problem, choice, cost, **limits)
-    else:
+    limits = {
+        "reach": reach_cap(problem, settings.reach),
+        "dedup_cosine": settings.dedup_cosine,
+        "quality_floor": settings.quality_floor,
+    }
+    if settings.rounding == "topk":
         choice = topk(problem, budget, evolution.weights, log_plan.argmax(axis=1))
         rejections = ranked_out(problem.candidates, choice, evolution.weights, "weight")
+    else:
+        in_turns = settings.rounding == "plan_quota"
+        score = log_plan if in_turns else _log_weights(evolution.weights, settings) - cost
+        by_quota = plan_quota if in_turns else capped_quota
+        choice = by_quota(problem, budget, score, problem.targets.weights, cost=cost, **limits)
+        rejections = explain_rejections(
+            problem, choice, cost, limits["reach"], settings.dedup_cosine
+        )
     mass = np.exp(log_plan[choice.rows, choice.targets])
+    quality = problem.candidates.quality
     sentences = [
         f"{serves(problem.targets, j)}: transport mass {p:.3g}, cosine {1.0 - cost[i, j]:.2f}"
+        + (f", answer plausible at {quality[i]:.0%}" if quality[i] < 1 else "")
         for i, j, p in zip(choice.rows, choice.targets, mass, strict=True)
     ]
     return Selection(
@@ -192,29 +197,48 @@ def evoselect(
         diagnostics=evolution.diagnostics(problem.candidates.num_tokens)
         | target_diagnostics(choice, problem.targets)
         | {
-            "reach": reach,
+            "reach": limits["reach"],
             "rounding": settings.rounding,
             "target_near_duplicate_share": _target_repeats(problem.targets, settings.dedup_cosine),
         },
     )
 
 
+def _log_weights(weights: np.ndarray, settings: EvoSelectSettings) -> np.ndarray:
+    """Weights as an advantage in cost [N, 1], as they enter the plan; -inf at weight 0."""
+    with np.errstate(divide="ignore"):
+        return settings.epsilon * np.log(weights)[:, None]
+
+
 def _evolve(problem: SelectionProblem, budget: Budget, settings: EvoSelectSettings) -> Evolution:
-    prior = np.ones(len(problem.candidates))
-    if settings.rounding == "plan_quota":
-        # What may not be chosen must not draw the targets' mass away from what may.
-        prior[repeats_history(problem, settings.dedup_cosine)] = 0.0
+    prior, target_weights = _start(problem, settings)
+    return evolve_weights(problem, budget, settings, prior, target_weights)
+
+
+def _start(problem: SelectionProblem, settings: EvoSelectSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Where the weights start [N], and which shares the targets have [M].
+
+    A row starts with the plausibility of its answer. What may not be chosen must not draw the
+    targets' mass away from what may, so it starts at 0; and copies of a text, of which one may be
+    chosen, share the start of one row.
+    """
+    candidates, b = problem.candidates, problem.targets.weights
+    prior = candidates.quality.copy()
+    if settings.rounding == "topk":  # the published rule has no admissibility
+        return prior, b
+    prior[repeats_history(problem, settings.dedup_cosine)] = 0.0
+    prior[candidates.quality < settings.quality_floor] = 0.0
+    copies = Counter(candidates.text_keys[i] for i in prior.nonzero()[0])
+    prior /= np.array([max(1, copies[key]) for key in candidates.text_keys])
     if not prior.any():
         raise DataError(
-            f"all {len(prior)} candidates repeat rows selected in earlier rounds;"
-            " generate new rows, or raise select.dedup_cosine"
+            f"all {len(prior)} candidates repeat rows of earlier rounds or have implausible"
+            " answers; generate new rows, or lower select.quality_floor"
         )
-    return evolve_weights(problem, _in_rows(budget, problem), settings, prior)
-
-
-def _in_rows(budget: Budget, problem: SelectionProblem) -> Budget:
-    """The budget as a number of rows, which is what weights are held to."""
-    return Budget(rows=budget.num_rows(np.asarray(problem.candidates.num_tokens)))
+    if settings.partial:
+        reached = (cost_matrix(problem)[prior > 0] <= reach_cap(problem, settings.reach)).any(0)
+        b = np.where(reached, b, 0.0) / b[reached].sum() if b[reached].any() else b
+    return prior, b
 
 
 SELECTORS: dict[str, Selector] = {

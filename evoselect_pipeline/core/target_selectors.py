@@ -13,14 +13,10 @@ from evoselect_pipeline.core.explain import (
     serves,
     target_diagnostics,
 )
-from evoselect_pipeline.core.rounding import SHORT_ID, plan_quota, take_in_order, topk
-from evoselect_pipeline.core.selection import (
-    Budget,
-    Diagnostics,
-    EvoSelectSettings,
-    Selection,
-    SelectionProblem,
-)
+from evoselect_pipeline.core.ledger import SHORT_ID
+from evoselect_pipeline.core.rounding import plan_quota, take_in_order, topk
+from evoselect_pipeline.core.selection import Diagnostics, Selection, SelectionProblem
+from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 from evoselect_pipeline.core.target_mass import (
     kernel_density,
     semi_relaxed_mass,

@@ -53,7 +53,7 @@ class Line:
 
     def round_seed(self, round_number: int, purpose: str) -> int:
         """A seed of its own for each round and purpose, fixed by the line's seed."""
-        return int(digest(self.config.seed, round_number, purpose)[:8], 16)
+        return round_seed(self.config.seed, round_number, purpose)
 
     def next_round(self) -> int:
         """The first round that has not promoted an adapter."""
@@ -61,6 +61,11 @@ class Line:
         while (self.stage_dir(number, PROMOTED) / "manifest.json").is_file():
             number += 1
         return number
+
+
+def round_seed(seed: int, round_number: int, purpose: str) -> int:
+    """A seed of its own for each round and purpose."""
+    return int(digest(seed, round_number, purpose)[:8], 16)
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evoselect_pipeline.core.encoding import Encoder, Unusable
+from evoselect_pipeline.core.features import Features
 from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.progress import progress
 
 if TYPE_CHECKING:
-    from evoselect_pipeline.config import GradientSettings
+    from evoselect_pipeline.config import GradientSettings, LineConfig
     from evoselect_pipeline.core.gradients import GradientBatch
     from evoselect_pipeline.stores.lance import LanceStore
     from evoselect_pipeline.training.models import Proxy
@@ -27,6 +30,52 @@ def gradient_fingerprint(
     loss = ["mean over answer tokens", settings.prompt_weight]
     sketch = ["permuted fold", settings.dim, seed]
     return digest("lora gradients", loss, proxy.fingerprint, encoder.fingerprint, sketch)
+
+
+@dataclass(frozen=True)
+class Represented:
+    """Rows with their gradient features, and the rows that have none, by sample id."""
+
+    place_of: dict[str, int]
+    batch: GradientBatch
+    unusable: dict[str, Unusable]
+
+    def of(self, samples: Sequence[Sample]) -> Features:
+        """The features of some rows, in their order."""
+        part = self.batch.take([self.place_of[sample.sample_id] for sample in samples])
+        return Features(part.vectors, part.norms, part.losses, part.num_tokens)
+
+
+def represent(
+    samples: Sequence[Sample], config: LineConfig, adapter: Path | None = None
+) -> Represented:
+    """Compute the features of rows under the configured proxy, in memory.
+
+    `adapter` is worn by the proxy where the configuration refreshes it.
+    """
+    from evoselect_pipeline.core.gradients import concatenate
+    from evoselect_pipeline.training.models import load_encoder, load_proxy
+
+    settings = config.proxy or config.model
+    worn = adapter if config.wears_adapter else None
+    proxy, encoder = load_proxy(settings, worn, config.lora, config.seed), load_encoder(settings)
+    rows = list({sample.sample_id: sample for sample in samples}.values())
+    batches, unusable = compute_gradients(rows, proxy, encoder, config.gradients, config.seed)
+    batch = concatenate(list(batches))
+    places = {sample_id: place for place, sample_id in enumerate(batch.sample_ids)}
+    return Represented(places, batch, {row.sample_id: row for row in unusable})
+
+
+def join(parts: Sequence[Represented]) -> Represented:
+    """The rows of several representations under one proxy; of equal rows the first."""
+    from evoselect_pipeline.core.gradients import concatenate
+
+    batch = concatenate([part.batch for part in parts])
+    places: dict[str, int] = {}
+    for place, sample_id in enumerate(batch.sample_ids):
+        places.setdefault(sample_id, place)
+    unusable = {sample_id: row for part in parts for sample_id, row in part.unusable.items()}
+    return Represented(places, batch, unusable)
 
 
 def compute_gradients(

@@ -9,14 +9,9 @@ import numpy as np
 
 from evoselect_pipeline.core.features import selection_problem
 from evoselect_pipeline.core.records import digest
-from evoselect_pipeline.core.selection import (
-    Budget,
-    Pick,
-    Rejection,
-    Selection,
-    SelectionProblem,
-)
+from evoselect_pipeline.core.selection import Pick, Rejection, Selection, SelectionProblem
 from evoselect_pipeline.core.selectors import Alignment, align, restore_alignment, select
+from evoselect_pipeline.core.settings import Budget
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.rounds.data import selected_before, split_rows, target_set
 from evoselect_pipeline.rounds.line import (
@@ -49,8 +44,7 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
     start = entering(line, round_number)
     require(candidates_well_formed, line, round_number)
     proxy_settings = config.proxy or config.model
-    wears_adapter = config.proxy is None and config.refresh_proxy
-    adapter = start.path if wears_adapter else None
+    adapter = start.path if config.wears_adapter else None
     proxy = load_proxy(proxy_settings, adapter, config.lora, config.seed)
     encoder = load_encoder(proxy_settings)
     fingerprint = gradient_fingerprint(proxy, encoder, config.gradients, config.seed)
@@ -96,7 +90,7 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
                 "num_history": len(history_ids),
                 "num_unusable": len(unusable),
                 "proxy": proxy_settings.name,
-                "proxy_adapter_round": start.trained_in if wears_adapter else None,
+                "proxy_adapter_round": start.trained_in if config.wears_adapter else None,
             },
         )
     return open_artifact(directory)

@@ -12,7 +12,7 @@ import pytest
 from evoselect_pipeline.commands.select import Request, choose, represent, selection_config
 from evoselect_pipeline.core.gates import evaluation_keys, gate, text_key
 from evoselect_pipeline.core.records import Sample, sample_from_pair
-from evoselect_pipeline.core.selection import Budget
+from evoselect_pipeline.core.settings import Budget
 from evoselect_pipeline.stores.jsonl import read_samples
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "bbh"

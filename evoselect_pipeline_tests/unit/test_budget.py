@@ -7,15 +7,11 @@ import numpy as np
 import pytest
 
 from evoselect_pipeline.core.evolve_weights import cost_matrix
-from evoselect_pipeline.core.rounding import Ledger, plan_quota, take_in_order
-from evoselect_pipeline.core.selection import (
-    Budget,
-    Candidates,
-    EvoSelectSettings,
-    SelectionProblem,
-    Targets,
-)
+from evoselect_pipeline.core.ledger import Ledger
+from evoselect_pipeline.core.rounding import plan_quota, take_in_order
+from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
 from evoselect_pipeline.core.selectors import SELECTORS, align, restore_alignment, select
+from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 from evoselect_pipeline.errors import ConfigError, DataError
 
 NUM_ROWS = 120

@@ -5,17 +5,13 @@ import pytest
 
 from evoselect_pipeline.core.evolve_weights import (
     _CentredEnergy,
+    _SquaredEnergy,
     cost_matrix,
     effective_sample_size,
     evolve_weights,
 )
-from evoselect_pipeline.core.selection import (
-    Budget,
-    Candidates,
-    EvoSelectSettings,
-    SelectionProblem,
-    Targets,
-)
+from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
+from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 from evoselect_pipeline.core.transport import sinkhorn
 from evoselect_pipeline.errors import ConfigError, DataError, NumericsError
 
@@ -152,6 +148,47 @@ def test_centred_energy_and_its_gradient_equal_the_explicit_formula():
     np.testing.assert_allclose(slope, centred @ (mean + memory), atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [6, 256, 300, 1000])
+def test_squared_energy_equals_the_explicit_formula_over_folded_rows(width):
+    rng = np.random.default_rng(0)
+    rows, earlier = unit(rng.normal(size=(9, width))), unit(rng.normal(size=(3, width)))
+    problem = make_problem(rows, unit(rng.normal(size=(4, width))), earlier)
+    w = rng.random(9) / 4.5
+
+    def folded(vector):
+        short = np.zeros(min(width, 256))
+        for place, number in enumerate(vector):
+            short[place % 256] += number
+        return short / np.linalg.norm(short)
+
+    rows, earlier = ([folded(v) for v in vectors] for vectors in (rows, earlier))
+    moment = sum(weight * np.outer(g, g) for weight, g in zip(w, rows, strict=True))
+    memory = 0.5 * sum(np.outer(h, h) for h in earlier) / 3
+    value, slope = _SquaredEnergy(problem, 0.5).value_and_gradient(w)
+    assert value == pytest.approx(0.5 * np.sum(moment**2) + np.sum(moment * memory), rel=1e-5)
+    np.testing.assert_allclose(slope, [g @ (moment + memory) @ g for g in rows], rtol=1e-4)
+
+
+@pytest.mark.parametrize("with_history", [False, True])
+@pytest.mark.parametrize("energy", [_CentredEnergy, _SquaredEnergy])
+def test_the_slope_of_an_energy_is_the_numerical_gradient_of_its_value(energy, with_history):
+    rng = np.random.default_rng(1)
+    rows, targets, history = (
+        matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+        for matrix in (rng.normal(size=(n, 6)) for n in (9, 4, 3))
+    )
+    found = energy(make_problem(rows, targets, history if with_history else None), 0.7)
+    w, step = rng.dirichlet(np.ones(9)), 0.1  # exact for a quadratic function, however long
+
+    def value(row, move):
+        towards_row = np.eye(9)[row] - 1 / 9  # weights keep their sum: only there is a value
+        return found.value_and_gradient(w + move * towards_row)[0]
+
+    numerical = [(value(i, step) - value(i, -step)) / (2 * step) for i in range(9)]
+    slope = found.value_and_gradient(w)[1]
+    np.testing.assert_allclose(slope - slope.mean(), numerical, atol=1e-12)
+
+
 def test_rows_of_zero_prior_keep_zero_weight():
     problem, _ = mixture(200, 0.2, (0.5, 0.5))
     prior = np.ones(200)
@@ -160,12 +197,14 @@ def test_rows_of_zero_prior_keep_zero_weight():
     assert (weights[:50] == 0).all() and weights.sum() == pytest.approx(1)
 
 
-def test_a_prior_that_is_already_collapsed_raises():
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
+def test_weights_keep_half_of_the_effective_rows_of_their_prior_or_of_the_budget(decay):
     problem, _ = mixture(200, 0.2, (0.5, 0.5))
-    prior = np.full(200, 1e-6)
-    prior[0] = 1.0
-    with pytest.raises(NumericsError, match="weights collapsed"):
-        evolve_weights(problem, Budget(100), SETTINGS, prior)
+    prior = decay ** np.arange(200)
+    evolution = evolve_weights(problem, Budget(100), SETTINGS, prior)
+    floor = 0.5 * min(100, effective_sample_size(prior))
+    assert evolution.ess_floor == pytest.approx(floor)
+    assert evolution.effective_sample_size >= floor * (1 - 1e-6)
 
 
 @pytest.mark.parametrize("prior", [np.zeros(200), -np.ones(200), np.full(200, np.nan), np.ones(3)])
@@ -202,6 +241,8 @@ def test_same_input_gives_the_same_bits():
         {"reach": 3},
         {"norm_quarantine": 0.5},
         {"rounding": "dice"},
+        {"energy": "cubed"},
+        {"quality_floor": 1.0},
     ],
 )
 def test_unusable_settings_raise(wrong):

@@ -55,7 +55,27 @@ def test_history_is_centred_like_the_pool():
         features_of(candidates),
         rows(2, "target"),
         features_of(candidates[:2]),
-        history_ids=["h"],
         history_vectors=features_of(candidates[3:4]).vectors,
+        history=rows(1, "earlier"),
     )
     np.testing.assert_allclose(problem.history[0], problem.candidates.gradients[3], atol=1e-6)
+    assert problem.history_ids == (rows(1, "earlier")[0].sample_id,)
+
+
+def test_near_copies_of_earlier_rows_are_known_by_their_text():
+    words = "a long row that says what is said again and again by its copies"
+    earlier = sample_from_pair(words, "x")
+    pool = [sample_from_pair(f"{start} {words}", "x") for start in ("well", "so", "quite another")]
+    pool.append(sample_from_pair("something else that nobody has said before now", "x"))
+    features = features_of(np.random.default_rng(0).normal(size=(4, 3)))
+    problem = selection_problem(
+        pool,
+        features,
+        rows(4, "target"),
+        features,
+        features.vectors[:1],
+        history=[earlier],
+        near_text=0.7,
+    )
+    known = [key in problem.history_text_keys for key in problem.candidates.text_keys]
+    assert known == [True, True, True, False]

@@ -1,19 +1,23 @@
 """Laws of rounding: quotas, dedup, reach, ties, and a true reason for every row."""
 
+from collections import Counter
+from dataclasses import replace
+from itertools import product
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evoselect_pipeline.core import rounding
+from evoselect_pipeline.core.capped import capped_transport
 from evoselect_pipeline.core.evolve_weights import cost_matrix
 from evoselect_pipeline.core.explain import explain_rejections, make_picks
-from evoselect_pipeline.core.rounding import (
-    nearest_rows,
-    plan_quota,
-    reach_cap,
-    topk,
-)
-from evoselect_pipeline.core.selection import Budget, Candidates, SelectionProblem, Targets
+from evoselect_pipeline.core.ledger import nearest_rows
+from evoselect_pipeline.core.rounding import capped_quota, plan_quota, reach_cap, topk
+from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
+from evoselect_pipeline.core.settings import Budget
 
 
 def unit(matrix):
@@ -42,11 +46,19 @@ def make_problem(gradients, targets, weights=(), text_keys=None, history=None):
     )
 
 
-def choose(problem, num_rows, reach=2.0, dedup_cosine=0.95, shares=None):
+def choose(
+    problem, budget, reach=2.0, dedup_cosine=0.95, rule=plan_quota, quality_floor=0.0, score=None
+):
     cost = cost_matrix(problem)
-    shares = problem.targets.weights if shares is None else shares
-    return plan_quota(
-        problem, Budget(num_rows), -cost, shares, cost=cost, reach=reach, dedup_cosine=dedup_cosine
+    return rule(
+        problem,
+        Budget(budget) if isinstance(budget, int) else budget,
+        -cost if score is None else score,
+        problem.targets.weights,
+        cost=cost,
+        reach=reach,
+        dedup_cosine=dedup_cosine,
+        quality_floor=quality_floor,
     )
 
 
@@ -132,17 +144,6 @@ def test_rows_near_earlier_rounds_are_not_chosen():
     assert (rejection.stage, rejection.related_id) == ("near_duplicate", "h0")
 
 
-def test_unreached_targets_are_reported_and_their_quota_is_shared_out():
-    rng = np.random.default_rng(1)
-    rows = np.abs(rng.normal(size=(30, 8)))
-    rows[:, 7] = 0
-    targets = np.eye(8)[[0, 1, 7]]
-    problem = make_problem(rows, targets)
-    choice = choose(problem, 12, reach=0.9, dedup_cosine=1.0)
-    assert choice.unreached == (2,) and choice.exhausted == ()
-    assert np.bincount(choice.targets).tolist() == [6, 6]
-
-
 def test_ties_go_to_the_earlier_row():
     problem = make_problem(np.ones((6, 3)), np.ones((2, 3)))
     assert choose(problem, 4, dedup_cosine=1.0).rows.tolist() == [0, 1, 2, 3]
@@ -195,7 +196,7 @@ def test_blocked_nearest_rows_equal_the_full_matrix(seed, num_rows, num_others, 
     vectors = unit(rng.normal(size=(num_rows, 5)))
     others = unit(rng.normal(size=(num_others, 5))) if num_others else np.zeros((0, 5), np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evoselect_pipeline.core.rounding.MAX_BLOCK_ENTRIES", block_entries)
+        patch.setattr("evoselect_pipeline.core.ledger.MAX_BLOCK_ENTRIES", block_entries)
         index, cosine = nearest_rows(vectors, others)
         own_index, own_cosine = nearest_rows(vectors, vectors, same=True)
     if num_others == 0:
@@ -210,12 +211,190 @@ def test_blocked_nearest_rows_equal_the_full_matrix(seed, num_rows, num_others, 
         assert own_index.tolist() == [-1]
 
 
-def test_derived_reach_is_half_the_similarity_of_neighbouring_targets():
-    problem = make_problem([[1, 0]], [[1, 0], [0.8, 0.6], [0.8, -0.6]])
-    assert reach_cap(problem, None) == pytest.approx(1 - 0.5 * 0.8, abs=1e-6)
+def test_derived_reach_is_where_nine_in_ten_targets_have_their_nearest_fellow():
+    targets = unit(np.random.default_rng(0).normal(size=(12, 3)))
+    problem = make_problem([[1, 0, 0]], targets)
+    nearest = [max(targets[j] @ targets[k] for k in range(12) if k != j) for j in range(12)]
+    assert reach_cap(problem, None) == pytest.approx(1 - np.quantile(nearest, 0.1), abs=1e-6)
     assert reach_cap(problem, 0.3) == 0.3
+
+
+def test_a_target_is_not_its_own_neighbour_even_where_its_length_is_off():
+    problem = make_problem([[1, 0]], [[1, 0], [0.6, 0.8]])
+    targets = replace(problem.targets, gradients=0.9985 * problem.targets.gradients)
+    short = replace(problem, targets=targets)
+    assert reach_cap(short, None) == pytest.approx(1 - 0.6, abs=5e-3)
 
 
 @pytest.mark.parametrize("targets", [[[1, 0]], [[1, 0], [1, 0]], [[1, 0], [-1, 0]]])
 def test_reach_falls_back_to_any_positive_similarity(targets):
     assert reach_cap(make_problem([[1, 0]], targets), None) == 1.0
+
+
+RULES = pytest.mark.parametrize("rule", [plan_quota, capped_quota])
+
+
+def apportioned(weights, k):
+    """Whole quotas by largest remainders, ties to the lower index."""
+    quotas = [int(np.floor(k * w + 1e-9)) for w in weights]
+    order = sorted(range(len(weights)), key=lambda j: (-round(k * weights[j] - quotas[j], 6), j))
+    for j in order[: k - sum(quotas)]:
+        quotas[j] += 1
+    return quotas
+
+
+@given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_capped_quota_is_the_best_of_all_choices(seed, num_rows, num_targets):
+    rng = np.random.default_rng(seed)
+    weights = rng.dirichlet(np.ones(num_targets))
+    problem = random_problem(seed, num_rows=6, num_targets=num_targets, width=5, weights=weights)
+    score = rng.normal(size=(6, num_targets))
+    quotas = apportioned(weights, num_rows)
+    best = max(
+        sum(score[i, j] for i, j in enumerate(served) if j >= 0)
+        for served in product(range(-1, num_targets), repeat=6)
+        if [served.count(j) for j in range(num_targets)] == quotas
+    )
+    choice = choose(problem, num_rows, dedup_cosine=1.0, rule=capped_quota, score=score)
+    assert np.bincount(choice.targets, minlength=num_targets).tolist() == quotas
+    assert score[choice.rows, choice.targets].sum() == pytest.approx(best)
+
+
+def tangled_problem(seed, num_rows=30):
+    """Copies by text and by gradient, an earlier round, bad answers, lengths and sources."""
+    rng = np.random.default_rng(seed)
+    weights = rng.dirichlet(np.ones(4))
+    weights[0] = 0.0
+    problem = make_problem(
+        rng.normal(size=(num_rows, 5)),
+        rng.normal(size=(4, 5)),
+        weights=weights / weights.sum(),
+        text_keys=[f"k{n}" for n in rng.integers(num_rows, size=num_rows)],
+        history=rng.normal(size=(2, 5)),
+    )
+    candidates = replace(
+        problem.candidates,
+        quality=rng.uniform(0.2, 1.0, num_rows),
+        num_tokens=rng.integers(1, 20, num_rows),
+        sources=tuple(rng.choice(["a", "b"], size=num_rows).tolist()),
+    )
+    return replace(problem, candidates=candidates, history_text_keys=frozenset({"k1", "k2"}))
+
+
+def fits(problem, rows, budget):
+    """Whether rows stay within the budget, as it is worded."""
+    tokens = problem.candidates.num_tokens[rows]
+    if len(rows) > (budget.rows or np.inf) or tokens.sum() > (budget.tokens or np.inf):
+        return False
+    if budget.source_share is None:
+        return True
+    sizes = np.ones(len(rows)) if budget.rows else tokens
+    by_source = Counter()
+    for row, size in zip(rows, sizes, strict=True):
+        by_source[problem.candidates.sources[row]] += size
+    cap = np.floor(budget.source_share * (budget.rows or budget.tokens) + 1e-9)
+    return max(by_source.values(), default=0) <= (max(1, cap) if budget.rows else cap)
+
+
+def repeats(problem, row, chosen, dedup_cosine):
+    candidates = problem.candidates
+    others = np.vstack([candidates.gradients[chosen], problem.history])
+    texts = {candidates.text_keys[i] for i in chosen} | problem.history_text_keys
+    return bool(
+        candidates.text_keys[row] in texts
+        or (others @ candidates.gradients[row]).max() > dedup_cosine
+    )
+
+
+budgets = st.one_of(
+    st.builds(Budget, st.integers(1, 30)),
+    st.builds(Budget, st.none(), st.integers(20, 300)),
+    st.builds(Budget, st.integers(1, 30), st.integers(20, 300), st.floats(0.2, 1.0)),
+    st.builds(Budget, st.none(), st.integers(40, 300), st.floats(0.5, 1.0)),
+)
+
+
+@RULES
+@given(st.integers(0, 2**31), budgets, st.floats(0.3, 2.0), st.floats(0.5, 0.9))
+@settings(max_examples=150, deadline=None)
+def test_every_chosen_row_is_admissible_and_no_admissible_row_is_left(
+    rule, seed, budget, reach, dedup_cosine
+):
+    problem = tangled_problem(seed)
+    quality, cost = problem.candidates.quality, cost_matrix(problem)
+    choice = choose(problem, budget, reach, dedup_cosine, rule, quality_floor=0.5)
+    rows = choice.rows.tolist()
+    assert len(set(rows)) == len(rows) and fits(problem, rows, budget)
+    assert (cost[choice.rows, choice.targets] <= reach).all()
+    assert (quality[choice.rows] >= 0.5).all() and 0 not in choice.targets
+    for place, row in enumerate(rows):
+        assert not repeats(problem, row, rows[:place], dedup_cosine)
+    for row in set(range(len(quality))) - set(rows):
+        assert (
+            quality[row] < 0.5
+            or (cost[row, 1:] > reach).all()
+            or repeats(problem, row, rows, dedup_cosine)
+            or not fits(problem, [*rows, row], budget)
+        )
+
+
+@RULES
+@given(st.integers(0, 2**31), st.integers(1, 30), st.floats(0.3, 1.2))
+@settings(max_examples=60, deadline=None)
+def test_targets_without_rows_are_those_that_no_admissible_row_reaches(rule, seed, k, reach):
+    problem = tangled_problem(seed)
+    choice = choose(problem, k, reach, rule=rule)
+    cost, rows = cost_matrix(problem), choice.rows.tolist()
+    free = [i for i in range(30) if i not in rows and not repeats(problem, i, rows, 0.95)]
+    for j in choice.unreached + choice.exhausted:
+        assert (cost[free, j] > reach).all()
+        assert (j in choice.targets) == (j in choice.exhausted)
+    if len(rows) < k:
+        assert set(choice.unreached + choice.exhausted) == {1, 2, 3}
+
+
+@RULES
+def test_unreached_targets_are_reported_and_their_quota_is_shared_out(rule):
+    rows = np.abs(np.random.default_rng(1).normal(size=(30, 8)))
+    rows[:, 7] = 0
+    problem = make_problem(rows, np.eye(8)[[0, 1, 7]])
+    choice = choose(problem, 12, reach=0.9, dedup_cosine=1.0, rule=rule)
+    assert choice.unreached == (2,) and choice.exhausted == ()
+    assert np.bincount(choice.targets).tolist() == [6, 6]
+
+
+@RULES
+def test_a_budget_above_what_is_left_of_the_pool_takes_what_is_left(rule):
+    problem = random_problem(0, num_rows=10, num_targets=3)
+    later = replace(problem, history=problem.candidates.gradients[:6], history_ids=tuple("abcdef"))
+    assert sorted(choose(later, 8, rule=rule).rows) == [6, 7, 8, 9]
+
+
+def test_implausible_answers_are_refused_with_a_sentence():
+    problem = random_problem(0, num_rows=6)
+    candidates = replace(problem.candidates, quality=np.array([1, 0.2, 0.9, 0.49, 0.5, 1]))
+    problem = problem.with_candidates(candidates)
+    for rule in (plan_quota, capped_quota):
+        choice = choose(problem, 6, rule=rule, quality_floor=0.5)
+        assert sorted(choice.rows) == [0, 2, 4, 5]
+        assert choice.refusals[1] == (
+            "implausible_answer",
+            "rows with a loss like its own are good in 20% of cases",
+        )
+        left = explain_rejections(problem, choice, cost_matrix(problem), 2.0, 0.95)
+        assert [(r.sample_id, r.stage) for r in left] == [
+            ("c01", "implausible_answer"),
+            ("c03", "implausible_answer"),
+        ]
+
+
+def test_a_crowd_of_copies_costs_few_stages(monkeypatch):
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(1, 32))
+    copies = base + 1e-3 * rng.normal(size=(200, 32))
+    problem = make_problem(np.vstack([copies, rng.normal(size=(20, 32))]), base)
+    solver = Mock(side_effect=capped_transport)
+    monkeypatch.setattr(rounding, "capped_transport", solver)
+    assert len(choose(problem, 2, rule=capped_quota).rows) == 2
+    assert solver.call_count == 2

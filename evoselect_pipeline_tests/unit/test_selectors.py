@@ -8,19 +8,19 @@ import pytest
 
 from evoselect_pipeline.core.metrics import near_duplicate_share, ot_distance, vendi_score
 from evoselect_pipeline.core.selection import (
-    Budget,
     Candidates,
-    EvoSelectSettings,
     SelectionProblem,
     Targets,
     uniform_target_weights,
 )
 from evoselect_pipeline.core.selectors import (
     SELECTORS,
+    _start,
     align,
     restore_alignment,
     select,
 )
+from evoselect_pipeline.core.settings import ENERGIES, ROUNDINGS, Budget, EvoSelectSettings
 from evoselect_pipeline.core.target_selectors import round_robin
 from evoselect_pipeline.errors import ConfigError, DataError
 
@@ -160,6 +160,74 @@ def test_selection_from_a_kept_alignment_equals_selection_in_one_go(mixture, mon
         np.testing.assert_array_equal(selection.weights, direct.weights)
 
 
+@pytest.mark.parametrize("energy", ENERGIES)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_every_rounding_decides_every_row_once_in_any_order(mixture, rounding, energy):
+    problem, _ = mixture
+    quality = np.random.default_rng(2).uniform(0.3, 1.0, 2000)
+    problem = problem.with_candidates(replace(problem.candidates, quality=quality))
+    order = np.random.default_rng(1).permutation(2000)
+    moved = problem.with_candidates(problem.candidates.take(order))
+    settings = EvoSelectSettings(rounding=rounding, energy=energy, num_updates=10)
+    first, again, second = (
+        select(p, Budget(100), 0, settings=settings) for p in (problem, problem, moved)
+    )
+    assert first.picks == again.picks == second.picks and len(first.picks) == 100
+    assert first.rejections == second.rejections
+    np.testing.assert_array_equal(first.weights[order], second.weights)
+    decided = Counter(first.selected_ids) + Counter(r.sample_id for r in first.rejections)
+    assert decided == Counter(problem.candidates.sample_ids)
+
+
+def test_implausible_answers_weigh_nothing_and_are_rejected_with_a_sentence(mixture):
+    problem, kinds = mixture
+    quality = np.where(np.arange(2000) % 3, 1.0, 0.2)
+    problem = problem.with_candidates(replace(problem.candidates, quality=quality))
+    bad = {problem.candidates.sample_ids[i] for i in np.flatnonzero(quality < 0.5)}
+    for rounding in ("plan_quota", "capped"):
+        selection = select(problem, Budget(200), 0, settings=EvoSelectSettings(rounding=rounding))
+        assert len(selection.picks) == 200 and not bad & set(selection.selected_ids)
+        assert (selection.weights[quality < 0.5] == 0).all()
+        refused = [r for r in selection.rejections if r.stage == "implausible_answer"]
+        assert refused and {r.sample_id for r in refused} <= bad
+        assert all("are good in 20% of cases; its nearest" in r.reason for r in refused)
+        shares = kinds_of(selection, problem, kinds)[:NUM_MODES] / 200
+        np.testing.assert_allclose(shares, 0.25, atol=0.03)
+
+
+def test_copies_of_a_text_share_the_start_of_one_row():
+    rng = np.random.default_rng(0)
+    problem = SelectionProblem(
+        pool(
+            unit(rng.normal(size=(7, 8))),
+            text_keys=("a", "b", "a", "a", "c", "b", "d"),
+            quality=np.array([1.0, 1.0, 0.8, 0.1, 0.6, 0.5, 1.0]),
+        ),
+        target_set(unit(rng.normal(size=(2, 8)))),
+        history_text_keys=frozenset({"d"}),
+    )
+    # Row 3 may not be chosen, so it takes nothing from the other two of its text.
+    expected = [0.5, 0.5, 0.4, 0, 0.6, 0.25, 0]
+    np.testing.assert_allclose(_start(problem, EvoSelectSettings())[0], expected)
+    published = _start(problem, EvoSelectSettings(rounding="topk"))[0]
+    np.testing.assert_allclose(published, problem.candidates.quality)
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_targets_out_of_reach_get_no_share_of_a_partial_transport(partial):
+    rng = np.random.default_rng(0)
+    gradients = np.abs(rng.normal(size=(40, 4)))
+    gradients[:, 3] = 0.0
+    targets = target_set(np.eye(4, dtype=np.float32), "aabb")
+    problem = SelectionProblem(pool(unit(gradients)), targets)
+    settings = EvoSelectSettings(reach=0.9, partial=partial)
+    solved = align(problem, Budget(10), settings).evolution.transport
+    np.testing.assert_allclose(solved.b, [1 / 3, 1 / 3, 1 / 3, 0] if partial else [0.25] * 4)
+    selection = select(problem, Budget(10), 0, settings=settings)
+    assert selection.diagnostics["unreached_targets"] == ["t003"]
+    assert len(selection.picks) == 10
+
+
 def test_random_depends_on_its_seed_alone(mixture):
     problem, _ = mixture
     picks = [select(problem, Budget(20), seed, "random").selected_ids for seed in (1, 1, 2)]
@@ -263,7 +331,7 @@ def test_targets_closer_than_the_dedup_limit_show_in_the_diagnostics():
 def test_a_pool_of_repetitions_raises():
     row = unit(np.ones((1, 8)))
     problem = SelectionProblem(pool(row), target_set(row), row, ("h0",))
-    with pytest.raises(DataError, match="repeat rows selected in earlier rounds"):
+    with pytest.raises(DataError, match="all 1 candidates repeat rows of earlier rounds"):
         select(problem, Budget(1), 0)
 
 

@@ -12,14 +12,9 @@ from scipy.special import softmax
 
 from evoselect_pipeline.core import target_mass
 from evoselect_pipeline.core.evolve_weights import cost_matrix
-from evoselect_pipeline.core.selection import (
-    Budget,
-    Candidates,
-    EvoSelectSettings,
-    SelectionProblem,
-    Targets,
-)
+from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
 from evoselect_pipeline.core.selectors import select
+from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 from evoselect_pipeline.core.target_mass import (
     kernel_density,
     semi_relaxed_mass,

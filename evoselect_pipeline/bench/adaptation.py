@@ -1,0 +1,169 @@
+"""`bench adaptation` and `bench ablation`: arms compared end to end, cell by cell, on all cores.
+
+A cell is one arm on one task in one world with one seed: a chain of rounds, and a file once it is
+done. Cells that are there are not computed again, so a bench that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from evoselect_pipeline.bench.arms import Arm
+from evoselect_pipeline.config import LineConfig, PlaygroundTask, parse_config
+from evoselect_pipeline.core.records import digest
+from evoselect_pipeline.errors import EvoselectError
+from evoselect_pipeline.progress import progress
+from evoselect_pipeline.stores.artifacts import write_text_atomic
+
+FILES_WORLD = "files"  # the world of rows that somebody else wrote
+POLL_S = 1.0
+PACKAGES = ("torch", "transformers", "peft", "POT", "numpy")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm on one task in one world with one seed."""
+
+    world: str
+    task: str
+    seed: int
+    arm: Arm
+    num_rounds: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the cell's figures, besides the code."""
+        settings = self.arm.config.model_dump(mode="json")
+        return digest(settings, self.arm.is_oracle, self.arm.to_centroid, self.num_rounds)
+
+    def path(self, folder: Path) -> Path:
+        """Where the cell's record is; other settings are another file."""
+        name = f"{self.world}-{self.task}-{self.arm.name}-{self.seed}-{self.fingerprint[:8]}.json"
+        return folder / "cells" / name
+
+
+def plan(
+    config: LineConfig,
+    worlds: Sequence[str],
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    num_rounds: int,
+    arms_of,
+) -> list[list[Cell]]:
+    """Blocks of cells that share their pools; all arms of one seed come before the next seed.
+
+    `arms_of` a configuration gives its arms. A configuration over files has one world and task.
+    """
+    if not isinstance(config.task, PlaygroundTask):
+        worlds, tasks = (FILES_WORLD,), (config.line,)
+    blocks = []
+    for seed in seeds:
+        for task in tasks:
+            for world in worlds:
+                keys = [f"seed={seed}"]
+                if world != FILES_WORLD:
+                    keys += [f"task.name={task}", f"generator.world={world}"]
+                own = parse_config(config.model_dump(mode="json"), "the bench", keys)
+                blocks.append([Cell(world, task, seed, arm, num_rounds) for arm in arms_of(own)])
+    return blocks
+
+
+def run_cells(blocks: Sequence[Sequence[Cell]], folder: Path, num_workers: int) -> None:
+    """Compute the cells that are missing, one core for each block at a time.
+
+    Raises
+    ------
+    EvoselectError
+        What the first failing cell raised; finished cells are kept.
+    """
+    cells = [cell for block in blocks for cell in block]
+    missing = [[cell for cell in block if not cell.path(folder).is_file()] for block in blocks]
+    missing = [block for block in missing if block]
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    # Read by numpy and torch when a worker imports them. One thread each: sums then do not depend
+    # on how many cores there are, and neither do the rows that are chosen.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    with _watching(cells, folder), ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        futures = [pool.submit(_run_block, block, folder) for block in missing]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def read_cells(blocks: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str, Any]]:
+    """The records of the cells that are done."""
+    paths = [cell.path(folder) for block in blocks for cell in block]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+
+def machine() -> dict[str, Any]:
+    """What figures were measured on and with."""
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "evoselect_pipeline": version("evoselect-pipeline"),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def _run_block(cells: Sequence[Cell], folder: Path) -> None:
+    """Compute one block's cells; runs in a process of its own."""
+    import torch
+
+    from evoselect_pipeline.bench.chain import Block, run_chain
+
+    torch.set_num_threads(1)
+    block = Block(cells[0].arm.config)
+    for cell in cells:
+        work_dir = folder / "work" / f"{os.getpid()}"
+        try:
+            record = run_chain(block, cell.arm, cell.num_rounds, work_dir)
+        except EvoselectError as error:
+            where = f"{cell.arm.name} on {cell.task} ({cell.world}), seed {cell.seed}"
+            raise type(error)(f"{where}: {error}") from error
+        finally:
+            shutil.rmtree(work_dir, ignore_errors=True)
+        about = {
+            "world": cell.world,
+            "task": cell.task,
+            "seed": cell.seed,
+            "method": cell.arm.name,
+            "fingerprint": cell.fingerprint,
+        }
+        write_text_atomic(cell.path(folder), json.dumps(about | record, indent=1) + "\n")
+
+
+class _watching:
+    """Report finished cells while the block runs: workers tell by leaving files."""
+
+    def __init__(self, cells: Sequence[Cell], folder: Path) -> None:
+        self.paths = [cell.path(folder) for cell in cells]
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self.stopped.wait(POLL_S):
+            progress("cells", sum(path.is_file() for path in self.paths), len(self.paths))
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.stopped.set()
+        self.thread.join()
+        progress("cells", sum(path.is_file() for path in self.paths), len(self.paths))

@@ -1,0 +1,66 @@
+"""The arms of a comparison: configurations that differ in how rows are chosen, and only in that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from evoselect_pipeline.config import LineConfig, Method, parse_config
+from evoselect_pipeline.errors import ConfigError
+
+ORACLE = "oracle"
+METHODS: tuple[str, ...] = get_args(Method)
+
+# Each part of EvoSelect off in turn: the keys that an arm sets.
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "evoselect": (),
+    "centroid": (),
+    "no_energy": ("selection.evoselect.diversity=0",),
+    "no_dedup": ("selection.evoselect.dedup_cosine=1", "selection.near_text=1"),
+    "topk": ("selection.evoselect.rounding=topk",),
+    "plan_quota": ("selection.evoselect.rounding=plan_quota",),
+    "capped": ("selection.evoselect.rounding=capped",),
+    "no_prior": ("quality.prior=off",),
+    "no_refresh": ("refresh_proxy=false",),
+    "no_prior_no_refresh": ("quality.prior=off", "refresh_proxy=false"),
+    "one_shot": (
+        "selection.evoselect.num_updates=1",
+        "selection.evoselect.step_size=3",
+        "selection.evoselect.diversity_ramp=0",
+    ),
+    "no_floor": ("selection.evoselect.quality_floor=0",),
+    "squared_energy": ("selection.evoselect.energy=squared",),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to choose rows."""
+
+    name: str
+    config: LineConfig
+    is_oracle: bool = False
+    to_centroid: bool = False
+
+
+def method_arm(name: str, config: LineConfig) -> Arm:
+    """The arm of a selector, or of the oracle, which draws among the rows known to be good."""
+    if name == ORACLE:
+        return Arm(name, config, is_oracle=True)
+    if name not in METHODS:
+        known = ", ".join((*METHODS, ORACLE))
+        raise ConfigError(f"--methods {name!r}: unknown; expected some of {known}")
+    return Arm(name, _with(config, (f"selection.method={name}",)))
+
+
+def ablation_arm(name: str, config: LineConfig) -> Arm:
+    """The arm of EvoSelect with one part changed."""
+    if name not in ABLATIONS:
+        raise ConfigError(f"--arms {name!r}: unknown; expected some of {', '.join(ABLATIONS)}")
+    keys = ("selection.method=evoselect", *ABLATIONS[name])
+    return Arm(name, _with(config, keys), to_centroid=name == "centroid")
+
+
+def _with(config: LineConfig, overrides: Sequence[str]) -> LineConfig:
+    return parse_config(config.model_dump(mode="json"), "the bench", overrides)

@@ -1,0 +1,315 @@
+"""Rounds in memory: what the pipeline does between generation and evaluation, without its stores.
+
+The same functions as in `rounds/`, with the same seeds: a chain comes to the pipeline's own
+selections and scores. Nothing but what arms of a comparison share is kept between them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evoselect_pipeline.bench.arms import Arm
+from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.core.encoding import Encoded
+from evoselect_pipeline.core.features import selection_problem
+from evoselect_pipeline.core.gates import evaluation_keys, gate
+from evoselect_pipeline.core.metrics import (
+    near_duplicate_share,
+    ot_distance,
+    paired_bootstrap,
+    target_coverage,
+    vendi_score,
+)
+from evoselect_pipeline.core.records import Sample
+from evoselect_pipeline.core.rounding import reach_cap
+from evoselect_pipeline.core.selection import Selection, SelectionProblem, Targets
+from evoselect_pipeline.core.selectors import select
+from evoselect_pipeline.errors import ConfigError, DataError
+from evoselect_pipeline.progress import progress
+from evoselect_pipeline.rounds.data import load_generator, load_task
+from evoselect_pipeline.rounds.line import round_seed
+from evoselect_pipeline.rounds.quality import answer_quality
+from evoselect_pipeline.rounds.representation import Represented, join, represent
+
+SPLITS = ("validation", "test")
+GOOD = "good"  # how a generator that knows calls its flawless rows
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One round's candidates, and what the generator knows of each, where it does."""
+
+    samples: list[Sample]
+    truth: dict[str, str] | None
+
+
+class Block:
+    """What all arms of one configuration share: rows, pools, features under the bare proxy."""
+
+    def __init__(self, config: LineConfig) -> None:
+        from evoselect_pipeline.training.models import load_encoder
+
+        self.config = config
+        self.task = load_task(config)
+        self.generator = load_generator(config)
+        self.encoder = load_encoder(config.model)
+        self._pools: dict[int, Pool] = {}
+        self._represented: dict[int, Represented] = {}
+        self.base = self.answers(None)
+
+    def pool(self, round_number: int) -> Pool:
+        """What the generator writes for a round, less what the gates keep out."""
+        if round_number not in self._pools:
+            seed = round_seed(self.config.seed, round_number, "generate")
+            written = self.generator.generate(self.task.targets, round_number, seed)
+            trusted = [*self.task.targets, *self.task.validation, *self.task.test]
+            passed, _ = gate(written.samples, evaluation_keys(trusted))
+            truth = None
+            if written.truth is not None:
+                pairs = zip(written.samples, written.truth, strict=True)
+                truth = {sample.sample_id: kind for sample, kind in pairs}
+            self._pools[round_number] = Pool(passed, truth)
+        return self._pools[round_number]
+
+    def represent(
+        self, config: LineConfig, number: int, history: list[Sample], adapter: Path | None
+    ) -> Represented:
+        """Features of a round's candidates, the targets and earlier rows."""
+        if adapter is not None and config.wears_adapter:
+            rows = [*self.pool(number).samples, *self.task.targets, *history]
+            return represent(rows, config, adapter)
+        return join([self._represent_bare(r) for r in range(number, -1, -1)])
+
+    def _represent_bare(self, number: int) -> Represented:
+        if number not in self._represented:
+            rows = [*self.pool(number).samples, *self.task.targets]
+            self._represented[number] = represent(rows, self.config)
+        return self._represented[number]
+
+    def encode(self, samples: Sequence[Sample]) -> dict[str, Encoded]:
+        """Token ids and labels of rows that can be trained on."""
+        return {row.sample_id: row for row in self.encoder.encode(samples)[0]}
+
+    def answers(self, adapter: Path | None) -> dict[str, np.ndarray]:
+        """Whether each validation and test row is answered correctly, as 0 and 1."""
+        from evoselect_pipeline.evaluation.exact_match import exact_match
+        from evoselect_pipeline.training.models import load_merged
+
+        settings = self.config.evaluation
+        model = load_merged(self.config.model, adapter, self.config.lora)
+        return {
+            split: np.array(
+                [
+                    float(answer.correct)
+                    for answer in exact_match(
+                        model,
+                        self.encoder,
+                        getattr(self.task, split),
+                        max_new_tokens=settings.max_new_tokens,
+                        batch_size=settings.batch_size,
+                    )
+                ]
+            )
+            for split in SPLITS
+        }
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The rows of a round that an arm trains on, and what is to be said of them."""
+
+    samples: list[Sample]
+    facts: dict[str, Any]
+
+
+def run_chain(block: Block, arm: Arm, num_rounds: int, work_dir: Path) -> dict[str, Any]:
+    """Let an arm choose, train and be evaluated for some rounds; the record of it.
+
+    The student goes on from its last adapter whether or not that would have been promoted; the
+    champion under the promotion gate is worked out beside it.
+    """
+    config = arm.config
+    adapter: Path | None = None
+    history: list[list[Sample]] = []
+    champion_round, champion = None, block.base
+    rounds = []
+    for number in range(num_rounds):
+        started = time.perf_counter()
+        chosen = choose(block, arm, number, history, adapter, work_dir / "judges")
+        selected_at = time.perf_counter()
+        adapter = _train(block, config, chosen.samples, number, adapter, work_dir)
+        answers = block.answers(adapter)
+        gain = paired_bootstrap(
+            champion["validation"],
+            answers["validation"],
+            seed=config.seed,
+            confidence=config.promotion.confidence,
+        )
+        promoted = gain.low > -config.promotion.tolerance
+        if promoted:
+            champion_round, champion = number, answers
+        history.append(chosen.samples)
+        rounds.append(
+            {
+                **_accuracies(answers),
+                **chosen.facts,
+                **_against_base(block, answers, config.seed),
+                "promoted": promoted,
+                "seconds_select": round(selected_at - started, 2),
+                "seconds_train": round(time.perf_counter() - selected_at, 2),
+            }
+        )
+    return {
+        "base": _accuracies(block.base),
+        "rounds": rounds,
+        "champion": {
+            "round": champion_round,
+            **_accuracies(champion),
+            **_against_base(block, champion, config.seed),
+        },
+    }
+
+
+def choose(
+    block: Block,
+    arm: Arm,
+    number: int,
+    history: list[list[Sample]],
+    adapter: Path | None,
+    work_dir: Path,
+) -> Chosen:
+    """Choose one round's rows as an arm does it."""
+    config, pool = arm.config, block.pool(number)
+    earlier = {sample.sample_id for samples in history for sample in samples}
+    candidates = [sample for sample in pool.samples if sample.sample_id not in earlier]
+    budget = config.selection.budget(len(candidates))
+    seed = round_seed(config.seed, number, "select")
+    if arm.is_oracle or config.selection.method in ("all", "random"):
+        candidates = _oracle_rows(candidates, pool) if arm.is_oracle else candidates
+        everything = config.selection.method == "all" and not arm.is_oracle
+        samples = candidates if everything else _drawn(candidates, budget.rows or 1, seed)
+        return Chosen(samples, _composition(samples, pool))
+    remembered = [s for samples in history[-config.selection.memory_rounds :] for s in samples]
+    if not config.selection.memory_rounds:
+        remembered = []
+    represented = block.represent(config, number, remembered, adapter)
+    usable = [s for s in candidates if s.sample_id not in represented.unusable]
+    problem = selection_problem(
+        usable,
+        represented.of(usable),
+        block.task.targets,
+        represented.of(block.task.targets),
+        represented.of(remembered).vectors if remembered else None,
+        history=remembered,
+        near_text=config.selection.near_text,
+        centre=config.gradients.centre,
+    )
+    if arm.to_centroid:
+        problem = _aimed_at_centroid(problem)
+    if config.selection.method == "evoselect" and config.quality.prior == "loss":
+        quality = answer_quality(
+            problem,
+            budget,
+            block.encode([*usable, *block.task.targets]),
+            config,
+            adapter=adapter,
+            seed=seed,
+            work_dir=work_dir,
+        )
+        problem = problem.with_quality(quality)
+    settings = config.selection
+    selection = select(problem, budget, seed, settings.method, settings.evoselect)
+    sample_of = {sample.sample_id: sample for sample in usable}
+    samples = [sample_of[sample_id] for sample_id in selection.selected_ids]
+    return Chosen(samples, _composition(samples, pool) | _geometry(problem, selection))
+
+
+def _train(
+    block: Block,
+    config: LineConfig,
+    samples: Sequence[Sample],
+    number: int,
+    adapter: Path | None,
+    work_dir: Path,
+) -> Path:
+    from evoselect_pipeline.training.lora import train_adapter
+
+    encoded = block.encode(samples)
+    trained = work_dir / f"adapter-{number}"
+    train_adapter(
+        config.model,
+        adapter,
+        [encoded[sample.sample_id] for sample in samples if sample.sample_id in encoded],
+        lora=config.lora,
+        train=config.train,
+        seed=round_seed(config.seed, number, "train"),
+        adapter_seed=config.seed,
+        work_dir=work_dir / "checkpoints",
+        out_dir=trained,
+        on_step=partial(progress, "training steps"),
+    )
+    return trained
+
+
+def _oracle_rows(candidates: list[Sample], pool: Pool) -> list[Sample]:
+    if pool.truth is None:
+        raise ConfigError("the oracle needs a generator that knows which rows are good")
+    good = [sample for sample in candidates if pool.truth[sample.sample_id] == GOOD]
+    if not good:
+        raise DataError("the oracle found no good row in the pool; generate more rows")
+    return good
+
+
+def _drawn(samples: list[Sample], num_rows: int, seed: int) -> list[Sample]:
+    """Some rows at random: the draw of `random`, which sorts by id first."""
+    ordered = sorted(samples, key=lambda sample: sample.sample_id)
+    return [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))[:num_rows]]
+
+
+def _aimed_at_centroid(problem: SelectionProblem) -> SelectionProblem:
+    """The problem with one target, the mean of all: what is left of transport without modes."""
+    targets = problem.targets
+    mean = targets.weights @ targets.gradients
+    mean = (mean / np.linalg.norm(mean)).astype(targets.gradients.dtype)
+    loss = float(np.mean(targets.losses))
+    centroid = Targets((targets.sample_ids[0],), mean[None], np.array([loss]), ("",))
+    return replace(problem, targets=centroid)
+
+
+def _accuracies(answers: dict[str, np.ndarray]) -> dict[str, float]:
+    return {split: float(answers[split].mean()) for split in SPLITS}
+
+
+def _against_base(block: Block, answers: dict[str, np.ndarray], seed: int) -> dict[str, float]:
+    """Interval of the gain over the base model on the test rows: says what is below it."""
+    gain = paired_bootstrap(block.base["test"], answers["test"], seed=seed)
+    return {"gain_over_base_low": gain.low, "gain_over_base_high": gain.high}
+
+
+def _composition(samples: Sequence[Sample], pool: Pool) -> dict[str, Any]:
+    facts: dict[str, Any] = {"num_candidates": len(pool.samples), "num_selected": len(samples)}
+    if pool.truth is not None:
+        facts["truth"] = dict(Counter(pool.truth[sample.sample_id] for sample in samples))
+    return facts
+
+
+def _geometry(problem: SelectionProblem, selection: Selection) -> dict[str, Any]:
+    """Alignment and diversity of what was chosen, by the figures that the paper analyses."""
+    place = {sample_id: n for n, sample_id in enumerate(problem.candidates.sample_ids)}
+    chosen = problem.candidates.gradients[[place[i] for i in selection.selected_ids]]
+    targets, reach = problem.targets, reach_cap(problem, None)
+    return {
+        "ot_distance": ot_distance(chosen, targets.gradients, targets.weights),
+        "vendi": vendi_score(chosen),
+        "near_duplicate_share": near_duplicate_share(chosen, 0.95),
+        "target_coverage": target_coverage(chosen, targets.gradients, reach),
+        "effective_sample_size": float(1.0 / np.square(selection.weights).sum()),
+    }

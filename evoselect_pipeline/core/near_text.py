@@ -1,0 +1,102 @@
+"""Rows that say nearly the same: the copies that gradients cannot see.
+
+A greeting or a stray blank moves a row's prompt gradient far, although nothing new is said. Word
+shingles are not fooled by it: rows of one template share few of them, re-worded copies nearly all.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from evoselect_pipeline.core.gates import normalised, text_key
+from evoselect_pipeline.core.records import Sample
+
+SHINGLE_WORDS = 3
+MIN_SHINGLES = 4  # of shorter rows, one word is most of what they say
+
+
+def near_text_keys(
+    samples: Sequence[Sample], threshold: float, first: Sequence[Sample] = ()
+) -> tuple[str, ...]:
+    """Give rows whose shingles overlap at `threshold` or more a common key.
+
+    Rows are visited in `sample_id` order, those of `first` before all others. A row takes the key
+    of the most similar earlier leader, or leads itself: single-pass leader clustering, so that two
+    leaders are never near-copies. Rows of equal normalised text always share a key.
+
+    The search is exact: a leader is looked up by its rarest shingles, see `_rarest`.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+    threshold : float
+        Jaccard index in (0, 1]; at 1 only rows of equal normalised text share a key.
+    first : sequence of Sample
+        Rows that lead wherever they can: those that earlier rounds have trained on.
+
+    Returns
+    -------
+    tuple of str
+        One key per row of `samples`: the leader's `text_key`.
+    """
+    own_keys = [text_key(sample) for sample in samples]
+    if threshold >= 1:
+        return tuple(own_keys)
+    texts = {text_key(sample): shingles(sample) for sample in sorted(first, key=_by_id)}
+    for key, sample in sorted(zip(own_keys, samples, strict=True), key=lambda row: _by_id(row[1])):
+        texts.setdefault(key, shingles(sample))
+    num_rows = Counter(shingle for own in texts.values() for shingle in own)
+    led_by: dict[str, str] = {}
+    leaders_with: defaultdict[str, list[str]] = defaultdict(list)
+    for own_key, own in texts.items():
+        led_by[own_key] = own_key
+        if len(own) < MIN_SHINGLES:
+            continue
+        rare = _rarest(own, num_rows, threshold)
+        near = {key for shingle in rare for key in leaders_with[shingle]}
+        overlaps = [(_jaccard(own, texts[key]), key) for key in near]
+        overlap, leader = max(overlaps, default=(0.0, own_key))
+        if overlap >= threshold:
+            led_by[own_key] = leader
+            continue
+        for shingle in rare:
+            leaders_with[shingle].append(own_key)
+    return tuple(led_by[key] for key in own_keys)
+
+
+def shingles(sample: Sample) -> frozenset[str]:
+    """Runs of three words of a row, prompt and answer; a wide character counts as a word."""
+    words = _words(" ".join(normalised(message.content) for message in sample.messages))
+    last = max(1, len(words) - SHINGLE_WORDS + 1)
+    return frozenset(" ".join(words[i : i + SHINGLE_WORDS]) for i in range(last))
+
+
+def _rarest(own: frozenset[str], num_rows: Counter[str], threshold: float) -> list[str]:
+    """The |x| - ceil(t |x|) + 1 shingles of a row that the fewest rows have.
+
+    Two rows with a Jaccard index of t or more have t |x| shingles in common at least, x being
+    either of them; so these parts of both rows, in one order, meet (prefix filter, Chaudhuri et
+    al. 2006). Rarest first, because what all rows of a template say would find all of them.
+    """
+    in_order = sorted(own, key=lambda shingle: (num_rows[shingle], shingle))
+    # A hair below: rounding up by mistake would miss a pair just at the threshold.
+    return in_order[: len(own) - math.ceil(threshold * len(own) - 1e-9) + 1]
+
+
+def _words(text: str) -> list[str]:
+    """Split at blanks, and between the characters of scripts that are written without them."""
+    spaced = "".join(
+        f" {letter} " if unicodedata.east_asian_width(letter) in "WF" else letter for letter in text
+    )
+    return spaced.split()
+
+
+def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / len(one | other)
+
+
+def _by_id(sample: Sample) -> str:
+    return sample.sample_id
