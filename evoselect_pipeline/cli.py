@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from evoselect_pipeline.bench_cli import bench
+from evoselect_pipeline.cli_options import ConfigFile, Format, HomeDir, ReportFormat, Set
 from evoselect_pipeline.errors import EvoselectError
 
 app = typer.Typer(
@@ -23,13 +25,6 @@ app = typer.Typer(
 INTERRUPTED = 130
 
 
-class Format(StrEnum):
-    """How a report is written."""
-
-    table = "table"
-    json = "json"
-
-
 class Method(StrEnum):
     """A selector."""
 
@@ -38,27 +33,14 @@ class Method(StrEnum):
     random = "random"
     attribution = "attribution"
     round_robin = "round_robin"
-
-
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="A line's YAML; the playground if not given."),
-]
-HomeDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--home",
-        metavar="DIR",
-        help="Folder of all state. [default: $EVOSELECT_HOME or ./evoselect_home]",
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in selection.ratio=0.1."),
-]
-ReportFormat = Annotated[
-    Format, typer.Option("--format", help="Table for people, JSON for programs.")
-]
+    diversity = "diversity"
+    attr_div = "attr_div"
+    tsds = "tsds"
+    tarot = "tarot"
+    ot_vote = "ot_vote"
+    k_center = "k_center"
+    facility_location = "facility_location"
+    dpp = "dpp"
 
 
 @app.command()
@@ -145,6 +127,12 @@ def select(
     method: Annotated[Method, typer.Option(help="The selector.")] = Method.evoselect,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     max_length: Annotated[int, typer.Option(min=8, help="Longest row in tokens.")] = 2048,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most answer tokens that all chosen rows may have.")
+    ] = None,
+    source_share: Annotated[
+        float | None, typer.Option(help="Largest share of the budget for rows of one `source`.")
+    ] = None,
     set_: Set = None,
     format: ReportFormat = Format.table,
 ) -> None:
@@ -156,9 +144,15 @@ def select(
     from evoselect_pipeline.commands.select import Request, select_rows
 
     request = Request(
-        candidates, target, out, budget, model, method.value, seed, max_length, tuple(set_ or ())
+        *(candidates, target, out, budget, model, method.value, seed, max_length),
+        tuple(set_ or ()),
+        max_tokens,
+        source_share,
     )
     select_rows(request, format.value)
+
+
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

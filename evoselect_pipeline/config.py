@@ -114,7 +114,7 @@ class GradientSettings(Settings):
 class QualitySettings(Settings):
     """How the plausibility of answers is judged; `evoselect` alone heeds it."""
 
-    prior: Literal["off", "loss"] = Field(
+    prior: Literal["none", "loss"] = Field(
         default="loss",
         description="`loss`: rows whose answers the proxy finds less likely than the targets' own"
         " start with less weight.",
@@ -122,8 +122,11 @@ class QualitySettings(Settings):
     warm_up_steps: int = Field(
         default=100,
         ge=0,
-        description="Steps that teach a proxy without a trained adapter the task before it judges"
-        " rows it was not taught with; 0 judges by the proxy as it is.",
+        description="Steps that teach the judge, on half of the rows that selection would choose,"
+        " before it judges the other half; 0: it judges as it is.",
+    )
+    passes: int = Field(
+        default=2, ge=1, description="How often choosing rows and teaching the judge alternate."
     )
 
 

@@ -11,11 +11,13 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from evoselect_pipeline.config import LineConfig, PlaygroundTask, parse_config
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import EvoselectError
 from evoselect_pipeline.progress import progress
+from evoselect_pipeline.rounds.data import load_generator, load_task
 from evoselect_pipeline.stores.artifacts import write_text_atomic
 
 FILES_WORLD = "files"  # the world of rows that somebody else wrote
@@ -40,12 +43,14 @@ class Cell:
     seed: int
     arm: Arm
     num_rounds: int
+    rows: str | None = None  # hash of the rows, where they come from files
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides the cell's figures, besides the code."""
         settings = self.arm.config.model_dump(mode="json")
-        return digest(settings, self.arm.is_oracle, self.arm.to_centroid, self.num_rounds)
+        rows = () if self.rows is None else (self.rows,)
+        return digest(settings, self.arm.is_oracle, self.arm.to_centroid, self.num_rounds, *rows)
 
     def path(self, folder: Path) -> Path:
         """Where the cell's record is; other settings are another file."""
@@ -65,8 +70,10 @@ def plan(
 
     `arms_of` a configuration gives its arms. A configuration over files has one world and task.
     """
+    rows = None
     if not isinstance(config.task, PlaygroundTask):
         worlds, tasks = (FILES_WORLD,), (config.line,)
+        rows = _files_digest(config, num_rounds)
     blocks = []
     for seed in seeds:
         for task in tasks:
@@ -75,7 +82,9 @@ def plan(
                 if world != FILES_WORLD:
                     keys += [f"task.name={task}", f"generator.world={world}"]
                 own = parse_config(config.model_dump(mode="json"), "the bench", keys)
-                blocks.append([Cell(world, task, seed, arm, num_rounds) for arm in arms_of(own)])
+                blocks.append(
+                    [Cell(world, task, seed, arm, num_rounds, rows) for arm in arms_of(own)]
+                )
     return blocks
 
 
@@ -86,6 +95,8 @@ def run_cells(blocks: Sequence[Sequence[Cell]], folder: Path, num_workers: int) 
     ------
     EvoselectError
         What the first failing cell raised; finished cells are kept.
+    BrokenProcessPool
+        If a worker was killed from outside, as for want of memory.
     """
     cells = [cell for block in blocks for cell in block]
     missing = [[cell for cell in block if not cell.path(folder).is_file()] for block in blocks]
@@ -95,13 +106,18 @@ def run_cells(blocks: Sequence[Sequence[Cell]], folder: Path, num_workers: int) 
     # on how many cores there are, and neither do the rows that are chosen.
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
-    with _watching(cells, folder), ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_obey_parent_alone)
+    before = set(multiprocessing.active_children())
+    with _watching(cells, folder), pool:
         futures = [pool.submit(_run_block, block, folder) for block in missing]
         try:
             for future in as_completed(futures):
                 future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in futures:
+                future.cancel()
+            for worker in set(multiprocessing.active_children()) - before:
+                _end(worker, folder)  # else the pool waits for whole blocks
             raise
 
 
@@ -121,6 +137,42 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _files_digest(config: LineConfig, num_rounds: int) -> str:
+    """Hash of all rows of a task in files: a file may change and keep its name."""
+    task, generator = load_task(config), load_generator(config)
+    trusted = [
+        [sample.sample_id for sample in rows] for rows in (task.targets, task.validation, task.test)
+    ]
+    return digest(trusted, [generator.fingerprint(number) for number in range(num_rounds)])
+
+
+def _obey_parent_alone() -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the parent, and end when it does.
+
+    A worker of a parent that was killed would wait for its next block for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _end(worker: BaseProcess, folder: Path) -> None:
+    """End a worker and remove what it was at work on."""
+    worker.terminate()
+    worker.join()
+    shutil.rmtree(_work_dir(folder, worker.pid), ignore_errors=True)
+
+
+def _work_dir(folder: Path, process: int | None) -> Path:
+    return folder / "work" / f"{process}"
+
+
 def _run_block(cells: Sequence[Cell], folder: Path) -> None:
     """Compute one block's cells; runs in a process of its own."""
     import torch
@@ -130,7 +182,9 @@ def _run_block(cells: Sequence[Cell], folder: Path) -> None:
     torch.set_num_threads(1)
     block = Block(cells[0].arm.config)
     for cell in cells:
-        work_dir = folder / "work" / f"{os.getpid()}"
+        work_dir = _work_dir(folder, os.getpid())
+        # A killed bench may have left a checkpoint there that training would resume from.
+        shutil.rmtree(work_dir, ignore_errors=True)
         try:
             record = run_chain(block, cell.arm, cell.num_rounds, work_dir)
         except EvoselectError as error:
@@ -153,17 +207,25 @@ class _watching:
 
     def __init__(self, cells: Sequence[Cell], folder: Path) -> None:
         self.paths = [cell.path(folder) for cell in cells]
+        self.reported = -1
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
         while not self.stopped.wait(POLL_S):
-            progress("cells", sum(path.is_file() for path in self.paths), len(self.paths))
+            self._report()
+
+    def _report(self) -> None:
+        done = sum(path.is_file() for path in self.paths)
+        if done != self.reported:
+            self.reported = done
+            progress("cells", done, len(self.paths))
 
     def __enter__(self) -> None:
+        self._report()
         self.thread.start()
 
     def __exit__(self, *exception: object) -> None:
         self.stopped.set()
         self.thread.join()
-        progress("cells", sum(path.is_file() for path in self.paths), len(self.paths))
+        self._report()

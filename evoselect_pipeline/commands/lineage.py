@@ -118,7 +118,13 @@ def _rows_of(decision: dict[str, Any], told: dict[str, Any]) -> list[tuple[str, 
             if same and record.get("line", decision["line"]) == decision["line"]:
                 known = {name for name, _ in rows} | hidden
                 rows += [(name, value) for name, value in record.items() if name not in known]
-    return [(name.replace("_", " "), value) for name, value in rows]
+    return [_told(name, value) for name, value in rows]
+
+
+def _told(name: str, value: Any) -> tuple[str, Any]:
+    if name == "prior":
+        return "its answer", f"plausible at {value:.0%}"
+    return name.replace("_", " "), value
 
 
 def _show_round(line: Line, round_number: int, format: str) -> None:

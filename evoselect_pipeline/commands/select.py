@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from evoselect_pipeline.commands.console import (
     live_progress,
@@ -20,13 +21,18 @@ from evoselect_pipeline.config import LineConfig, parse_config
 from evoselect_pipeline.core.features import selection_problem
 from evoselect_pipeline.core.gates import evaluation_keys, gate
 from evoselect_pipeline.core.records import Sample
-from evoselect_pipeline.core.selection import Rejection, Selection
+from evoselect_pipeline.core.selection import Rejection, Selection, SelectionProblem
 from evoselect_pipeline.core.selectors import select
 from evoselect_pipeline.core.settings import Budget
 from evoselect_pipeline.errors import ConfigError, DataError
+from evoselect_pipeline.rounds.problem import judges_answers
+from evoselect_pipeline.rounds.quality import answer_quality
 from evoselect_pipeline.rounds.representation import Represented, represent
 from evoselect_pipeline.stores.artifacts import write_bytes_atomic
 from evoselect_pipeline.stores.jsonl import read_samples, read_samples_with_rows
+
+if TYPE_CHECKING:
+    import numpy as np
 
 GAINED = ("sample_id", "rank", "reason", "target_id", "transport_mass")
 SUFFIXES = (".jsonl", ".parquet")
@@ -45,6 +51,8 @@ class Request:
     seed: int
     max_length: int
     overrides: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    source_share: float | None = None
 
 
 def select_rows(request: Request, format: str) -> None:
@@ -56,7 +64,7 @@ def select_rows(request: Request, format: str) -> None:
     passed, rejected = gate([sample for sample, _ in rows], evaluation_keys(targets))
     # Sums depend on their order in the last digits; the order of lines must not show in the result.
     passed.sort(key=lambda sample: sample.sample_id)
-    budget = _budget(request.budget, len(passed), request.candidates)
+    budget = _budget(request, len(passed), config)
     with live_progress():
         represented = represent([*passed, *targets], config)
         selection, unusable = choose(passed, targets, budget, represented, config)
@@ -92,7 +100,7 @@ def choose(
             raise DataError(f"target row {target.prompt[:60]!r} cannot be represented: {detail}")
     usable = [sample for sample in candidates if sample.sample_id not in left_out]
     unusable = [left_out[s.sample_id] for s in candidates if s.sample_id in left_out]
-    if len(usable) < budget.rows:
+    if len(usable) < (budget.rows or 1):
         raise DataError(
             f"only {len(usable)} of {len(candidates)} candidates can be represented, fewer than the"
             f" budget of {budget.rows}; the first reason: {unusable[0].detail}"
@@ -105,17 +113,47 @@ def choose(
         near_text=config.selection.near_text,
         centre=config.gradients.centre,
     )
+    if judges_answers(config):
+        problem = problem.with_quality(_quality(problem, usable, targets, budget, config))
     settings = config.selection
     selection = select(problem, budget, config.seed, settings.method, settings.evoselect)
     return selection, [Rejection(row.sample_id, row.reason, row.detail) for row in unusable]
 
 
+def _quality(
+    problem: SelectionProblem,
+    candidates: Sequence[Sample],
+    targets: Sequence[Sample],
+    budget: Budget,
+    config: LineConfig,
+) -> np.ndarray:
+    """Plausibility [N] of the candidates' answers, judged by a proxy warmed up for it."""
+    from evoselect_pipeline.training.models import load_encoder
+
+    rows, _ = load_encoder(config.proxy or config.model).encode([*candidates, *targets])
+    encoded = {row.sample_id: row for row in rows}
+    with TemporaryDirectory() as folder:
+        work_dir = Path(folder) / "judge"
+        return answer_quality(
+            problem, budget, encoded, config, adapter=None, seed=config.seed, work_dir=work_dir
+        )
+
+
 def selection_config(request: Request) -> LineConfig:
-    """The settings that a request comes to."""
+    """The settings that a request comes to.
+
+    Answers are judged on demand only: that trains adapters of the proxy, with settings that suit
+    the playground's and hardly every model.
+    """
     tree = {
         "seed": request.seed,
         "model": {"name": request.model, "max_length": request.max_length},
-        "selection": {"method": request.method},
+        "selection": {
+            "method": request.method,
+            "max_tokens": request.max_tokens,
+            "source_share": request.source_share,
+        },
+        "quality": {"prior": "none"},
     }
     return parse_config(tree, "the command line", request.overrides)
 
@@ -127,7 +165,8 @@ def _check_out(out: Path) -> None:
         raise ConfigError(f"--out {out}: folder {out.parent} does not exist; create it first")
 
 
-def _budget(asked: float, num_rows: int, source: Path) -> Budget:
+def _budget(request: Request, num_rows: int, config: LineConfig) -> Budget:
+    asked = request.budget
     if asked <= 0 or (asked > 1 and asked != int(asked)):
         raise ConfigError(
             f"--budget {asked:g}: expected a whole number of rows, or a share between 0 and 1"
@@ -135,10 +174,10 @@ def _budget(asked: float, num_rows: int, source: Path) -> Budget:
     num_wanted = max(1, round(asked * num_rows)) if asked < 1 else int(asked)
     if num_wanted > num_rows:
         raise ConfigError(
-            f"--budget {num_wanted}: {source} has only {num_rows} distinct rows that may be chosen;"
-            " lower the budget or add rows"
+            f"--budget {num_wanted}: {request.candidates} has only {num_rows} distinct rows that"
+            " may be chosen; lower the budget or add rows"
         )
-    return Budget(rows=num_wanted)
+    return Budget(num_wanted, config.selection.max_tokens, config.selection.source_share)
 
 
 def _chosen_rows(rows: Sequence[tuple[Sample, dict]], selection: Selection) -> list[dict[str, Any]]:
@@ -180,6 +219,7 @@ def _report(
             "method": selection.method,
             "num_candidates": num_rows,
             "num_selected": len(selection.picks),
+            "num_selected_tokens": selection.diagnostics["num_selected_tokens"],
             "rejected": dict(stages),
             "unreached_targets": unreached,
         }

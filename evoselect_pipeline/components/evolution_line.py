@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from evoselect_pipeline.components.checks import line_checks
-from evoselect_pipeline.components.metadata import metadata_of, subset_table
+from evoselect_pipeline.components.metadata import metadata_of, quantile_table, subset_table
 from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.errors import EvoselectError
@@ -145,6 +145,8 @@ def _result(artifact: Artifact, started: float) -> dg.MaterializeResult:
     }
     if (picks := artifact.path / "picks.json").is_file():
         metadata["rows"] = subset_table(read_json(picks))
+    if "quantiles" in facts:
+        metadata["quantiles"] = quantile_table(facts["quantiles"])
     return dg.MaterializeResult(metadata=metadata, data_version=version)
 
 

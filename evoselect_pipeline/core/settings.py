@@ -59,7 +59,7 @@ class EvoSelectSettings:
     diversity: float = 0.3
     diversity_ramp: int = 10
     memory: float = 0.5
-    dedup_cosine: float = 0.95
+    dedup_cosine: float = 0.99
     reach: float | None = None
     tolerance: float = 1e-3
     norm_quarantine: float = 10.0

@@ -11,14 +11,14 @@ import numpy as np
 
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.core.encoding import Encoded
-from evoselect_pipeline.core.quality import plausibility
+from evoselect_pipeline.core.quality import plausibility, relative_surprise
 from evoselect_pipeline.core.selection import SelectionProblem
 from evoselect_pipeline.core.selectors import select
 from evoselect_pipeline.core.settings import Budget
 from evoselect_pipeline.progress import progress
 
-FOLDS = (0, 1)
-MIN_WARM_UP_ROWS = 32  # in a fold; fewer teach a proxy nothing
+FOLDS: tuple[int, ...] = (0, 1)
+MIN_TEACHING = 32  # rows; fewer teach a judge nothing
 
 
 def answer_quality(
@@ -31,14 +31,15 @@ def answer_quality(
     seed: int,
     work_dir: Path,
 ) -> np.ndarray:
-    """Plausibility of every candidate's answer, (0, 1] [N]; see `quality.plausibility`.
+    """Plausibility of every candidate's answer, (0, 1] [N]; see `core.quality`.
 
-    The judge is the proxy with the adapter that enters the round: it has learned the task in
-    earlier rounds, and this round's rows are new to it. Without such an adapter the proxy knows
-    nothing and is warmed up first, as LESS (Xia et al. 2024) does before it takes gradients, on
-    rows that selection would choose without regard to quality; and cross-fitted, so that no row is
-    judged by a proxy trained on it (as in confident learning, Northcutt et al. 2021): rows fall
-    into two folds by their id, and each fold is judged by a proxy trained on the other.
+    The judge is the proxy with the adapter that enters the round. It is taught by the rows that
+    selection would choose as far as quality is known, judges all rows, and is taught again by the
+    better choice, in `passes` passes: selection and judgement are interleaved. LESS (Xia et al.
+    2024) warms its proxy up in the same way before it takes gradients. No row is judged by a proxy
+    that was trained on it (as in confident learning, Northcutt et al. 2021): rows fall into two
+    folds by their id, and the judge of each fold is taught by the other alone. An adapter that
+    enters has not seen this round's rows, and the first pass is its judgement as it is.
 
     Parameters
     ----------
@@ -47,53 +48,111 @@ def answer_quality(
     adapter : Path or None
         The adapter that enters the round.
     work_dir : Path
-        Folder for the warmed-up adapters; removed at the end.
+        Folder for the judges; removed at the end.
     """
-    candidates, settings = problem.candidates, config.selection.evoselect
-    chosen = set(select(problem, budget, seed, "evoselect", settings).selected_ids)
-    is_reference = np.array([sample_id in chosen for sample_id in candidates.sample_ids])
-    fold = np.array([int(sample_id[:8], 16) % len(FOLDS) for sample_id in candidates.sample_ids])
-    fewest = min(np.count_nonzero(is_reference & (fold == one)) for one in FOLDS)
-    rows = [encoded[sample_id] for sample_id in candidates.sample_ids]
-    targets = [encoded[sample_id] for sample_id in problem.targets.sample_ids]
-    judge = adapter if config.proxy is None else None
-    if judge or not config.quality.warm_up_steps or fewest < MIN_WARM_UP_ROWS:
-        surprise = _surprise([*rows, *targets], config, judge)
-        own, of_targets = surprise[: len(rows)], surprise[len(rows) :]
-        return plausibility(own, of_targets, own[is_reference])
-    quality = np.ones(len(candidates))
-    for judged in FOLDS:
-        here = fold == judged
-        teaching = [rows[n] for n in np.flatnonzero(is_reference & ~here)]
-        asked = [rows[n] for n in np.flatnonzero(here)]
-        try:
-            judge = _warmed_up(teaching, config, seed, work_dir)
-            surprise = _surprise([*asked, *targets], config, judge)
-        finally:
-            shutil.rmtree(work_dir, ignore_errors=True)
-        own, of_targets = surprise[: len(asked)], surprise[len(asked) :]
-        quality[here] = plausibility(own, of_targets, own[is_reference[here]])
+    quality, reference = np.ones(len(problem.candidates)), _chosen(problem, budget, seed, config)
+    start = adapter if config.proxy is None else None
+    asking = _Asking(problem, encoded, reference, config)
+    try:
+        if start or not config.quality.warm_up_steps:
+            quality = asking.all_of(start)
+        judges = dict.fromkeys(FOLDS, start)
+        for number in range(_num_lessons(config, start)):
+            teaching = _chosen(problem.with_quality(quality), budget, seed, config)
+            if min(np.count_nonzero(teaching & ~asking.in_fold(f)) for f in FOLDS) < MIN_TEACHING:
+                break
+            for fold in FOLDS:
+                rows = asking.rows_of(teaching & ~asking.in_fold(fold))
+                folder = work_dir / f"judge-{fold}-{number}"
+                judges[fold] = _taught(judges[fold], rows, config, seed, folder)
+            quality = asking.each_of(judges)
+    finally:
+        shutil.rmtree(work_dir, ignore_errors=True)
     return quality
 
 
-def _warmed_up(rows: Sequence[Encoded], config: LineConfig, seed: int, work_dir: Path) -> Path:
-    """An adapter of the proxy that has seen the task for a few steps."""
+def _chosen(problem: SelectionProblem, budget: Budget, seed: int, config: LineConfig) -> np.ndarray:
+    """Boolean [N]: what selection chooses with the quality known so far."""
+    settings = config.selection.evoselect
+    chosen = set(select(problem, budget, seed, "evoselect", settings).selected_ids)
+    return np.array([sample_id in chosen for sample_id in problem.candidates.sample_ids])
+
+
+def _num_lessons(config: LineConfig, start: Path | None) -> int:
+    if not config.quality.warm_up_steps:
+        return 0
+    return config.quality.passes - (start is not None)
+
+
+class _Asking:
+    """Put rows before a judge and read its answers beside those about the targets."""
+
+    def __init__(
+        self,
+        problem: SelectionProblem,
+        encoded: Mapping[str, Encoded],
+        reference: np.ndarray,
+        config: LineConfig,
+    ) -> None:
+        ids, vectors = problem.candidates.sample_ids, problem.targets.gradients
+        self.rows = [encoded[sample_id] for sample_id in ids]
+        self.targets = [encoded[sample_id] for sample_id in problem.targets.sample_ids]
+        self.cosines = problem.candidates.gradients @ vectors.T
+        self.target_cosines = vectors @ vectors.T
+        self.reference = reference
+        self.fold = np.array([int(sample_id[:8], 16) % len(FOLDS) for sample_id in ids])
+        self.config = config
+
+    def in_fold(self, fold: int) -> np.ndarray:
+        return self.fold == fold
+
+    def rows_of(self, where: np.ndarray) -> list[Encoded]:
+        return [self.rows[place] for place in np.flatnonzero(where)]
+
+    def all_of(self, judge: Path | None) -> np.ndarray:
+        """Quality of all rows by one judge."""
+        return self._quality(judge, np.ones(len(self.rows), dtype=bool))
+
+    def each_of(self, judges: Mapping[int, Path | None]) -> np.ndarray:
+        """Quality of each fold's rows by its own judge."""
+        quality = np.ones(len(self.rows))
+        for fold, judge in judges.items():
+            here = self.in_fold(fold)
+            quality[here] = self._quality(judge, here)
+        return quality
+
+    def _quality(self, judge: Path | None, here: np.ndarray) -> np.ndarray:
+        rows = self.rows_of(here)
+        surprise = _surprise([*rows, *self.targets], self.config, judge)
+        own, of_targets = relative_surprise(
+            surprise[: len(rows)],
+            surprise[len(rows) :],
+            self.cosines[here],
+            self.target_cosines,
+        )
+        return plausibility(own, of_targets, own[self.reference[here]])
+
+
+def _taught(
+    judge: Path | None, rows: Sequence[Encoded], config: LineConfig, seed: int, folder: Path
+) -> Path:
+    """A judge that has been taught by some rows for a few steps."""
     from evoselect_pipeline.training.lora import train_adapter
 
     update = {"steps": config.quality.warm_up_steps, "epochs": None}
     train_adapter(
         config.proxy or config.model,
-        None,
+        judge,
         rows,
         lora=config.lora,
         train=config.train.model_copy(update=update),
         seed=seed,
         adapter_seed=config.seed,
-        work_dir=work_dir / "checkpoints",
-        out_dir=work_dir / "adapter",
-        on_step=partial(progress, "warm-up steps"),
+        work_dir=folder / "checkpoints",
+        out_dir=folder / "adapter",
+        on_step=partial(progress, "steps of the judge"),
     )
-    return work_dir / "adapter"
+    return folder / "adapter"
 
 
 def _surprise(rows: Sequence[Encoded], config: LineConfig, adapter: Path | None) -> np.ndarray:

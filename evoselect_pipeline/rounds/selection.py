@@ -7,11 +7,9 @@ from dataclasses import asdict
 
 import numpy as np
 
-from evoselect_pipeline.core.features import selection_problem
 from evoselect_pipeline.core.records import digest
-from evoselect_pipeline.core.selection import Pick, Rejection, Selection, SelectionProblem
+from evoselect_pipeline.core.selection import Candidates, Pick, Rejection, Selection
 from evoselect_pipeline.core.selectors import Alignment, align, restore_alignment, select
-from evoselect_pipeline.core.settings import Budget
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.rounds.data import selected_before, split_rows, target_set
 from evoselect_pipeline.rounds.line import (
@@ -23,6 +21,7 @@ from evoselect_pipeline.rounds.line import (
     read_json,
     write_json,
 )
+from evoselect_pipeline.rounds.problem import OFF, judged_problem
 from evoselect_pipeline.rounds.representation import (
     compute_gradients,
     gradient_fingerprint,
@@ -105,33 +104,6 @@ def _refuse_unusable_targets(targets: list[str], unusable: list) -> None:
         )
 
 
-def load_problem(line: Line, round_number: int) -> SelectionProblem:
-    """Read a round's features back as a selection problem."""
-    represented = line.artifact(round_number, "projected_gradients")
-    facts = read_facts(represented)
-    candidate_ids = read_json(represented.path / "ids.json")
-    history_ids = read_json(represented.path / "history.json")
-    targets = split_rows(line, "targets")
-
-    def features(ids: list[str]):
-        return line.store.read_gradients(ids, facts["fingerprint"], facts["dim"])
-
-    return selection_problem(
-        line.store.get_samples(candidate_ids),
-        features(candidate_ids),
-        targets,
-        features([target.sample_id for target in targets]),
-        history_ids,
-        features(history_ids).vectors if history_ids else None,
-        centre=line.config.gradients.centre,
-    )
-
-
-def budget_of(line: Line, num_candidates: int) -> Budget:
-    """How many rows the configured ratio comes to, one at least."""
-    return Budget(rows=max(1, round(line.config.selection.ratio * num_candidates)))
-
-
 def alignment_scores(line: Line, round_number: int) -> Artifact:
     """Weigh the candidates by transport to the targets and by diversity.
 
@@ -141,19 +113,23 @@ def alignment_scores(line: Line, round_number: int) -> Artifact:
     require(gradients_finite, line, round_number)
     config = line.config
     represented = line.artifact(round_number, "projected_gradients")
+    judged = line.artifact(round_number, "answer_quality")
+    budget = config.selection.budget(read_facts(represented)["num_candidates"])
     settings = {
         "centre": config.gradients.centre,
         "evoselect": asdict(config.selection.evoselect),
-        "ratio": config.selection.ratio,
+        "near_text": config.selection.near_text,
+        "budget": asdict(budget),
     }
-    inputs = made_from(line, settings, projected_gradients=represented.digest)
+    inputs = made_from(
+        line, settings, projected_gradients=represented.digest, answer_quality=judged.digest
+    )
     directory = line.stage_dir(round_number, "alignment_scores")
     if found := find(directory, inputs):
         return found
-    problem = load_problem(line, round_number)
-    budget = budget_of(line, len(problem.candidates))
+    problem = judged_problem(line, round_number)
     alignment = align(problem, budget, config.selection.evoselect)
-    _put_scores(line, round_number, alignment)
+    _put_scores(line, round_number, alignment, problem.candidates, read_facts(judged)["judge"])
     evolution = alignment.evolution
     with publish(directory, inputs=inputs) as folder:
         np.savez(
@@ -184,13 +160,18 @@ def selected_subset(line: Line, round_number: int) -> Artifact:
     config = line.config.selection
     aligned = line.artifact(round_number, "alignment_scores")
     pool = line.artifact(round_number, "candidates")
-    settings = {"method": config.method, "ratio": config.ratio}
+    settings = {
+        "method": config.method,
+        "ratio": config.ratio,
+        "max_tokens": config.max_tokens,
+        "source_share": config.source_share,
+    }
     inputs = made_from(line, settings, alignment_scores=aligned.digest, candidates=pool.digest)
     directory = line.stage_dir(round_number, "selected_subset")
     if found := find(directory, inputs):
         return found
-    problem = load_problem(line, round_number)
-    budget = budget_of(line, len(problem.candidates))
+    problem = judged_problem(line, round_number)
+    budget = config.budget(len(problem.candidates))
     with np.load(aligned.path / "evolution.npz", allow_pickle=False) as kept:
         potentials = (kept["f"], kept["g"])
         alignment = restore_alignment(
@@ -234,11 +215,16 @@ def _selection_facts(selection: Selection, rejections: list[Rejection]) -> dict:
     }
 
 
-def _put_scores(line: Line, round_number: int, alignment: Alignment) -> None:
+def _put_scores(
+    line: Line, round_number: int, alignment: Alignment, candidates: Candidates, judge: str
+) -> None:
+    """Store what was found of each row; `prior` stays null where no answer was judged."""
     import polars as pl
 
     evolution, solved = alignment.evolution, alignment.evolution.transport
     nearest_N = solved.cost.argmin(axis=1)
+    prior_of = dict(zip(candidates.sample_ids, candidates.quality.tolist(), strict=True))
+    judged = judge != OFF
     frame = pl.DataFrame(
         {
             "sample_id": alignment.sample_ids,
@@ -248,6 +234,7 @@ def _put_scores(line: Line, round_number: int, alignment: Alignment) -> None:
             "nearest_target": [alignment.target_ids[j] for j in nearest_N],
             "nearest_cosine": 1.0 - solved.cost.min(axis=1),
             "transport_mass": solved.plan().sum(axis=1),
+            "prior": [prior_of[i] if judged else None for i in alignment.sample_ids],
         }
     )
     line.store.put_scores(line.name, round_number, frame)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from evoselect_pipeline.rounds.adaptation import evaluation, lora_checkpoint, promoted_adapter
 from evoselect_pipeline.rounds.data import candidates, incoming_adapter
 from evoselect_pipeline.rounds.line import Line
+from evoselect_pipeline.rounds.problem import answer_quality
 from evoselect_pipeline.rounds.selection import (
     alignment_scores,
     projected_gradients,
@@ -42,7 +43,13 @@ STAGES: tuple[Stage, ...] = (
         projected_gradients, "incoming_adapter", "target_set", "candidates",
         kinds=("pytorch", "lancedb"), uses_model=True,
     ),
-    _stage(alignment_scores, "projected_gradients", kinds=("numpy", "lancedb")),
+    _stage(
+        answer_quality, "incoming_adapter", "target_set", "projected_gradients",
+        kinds=("pytorch", "huggingface"), uses_model=True,
+    ),
+    _stage(
+        alignment_scores, "projected_gradients", "answer_quality", kinds=("numpy", "lancedb"),
+    ),
     _stage(selected_subset, "alignment_scores", "candidates", kinds=("polars", "lancedb")),
     _stage(
         lora_checkpoint, "selected_subset", "incoming_adapter",

@@ -30,7 +30,15 @@ from evoselect_pipeline_tests.integration.process import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 STEPS = 24
-SETTINGS = overrides(train__steps=STEPS, train__checkpoint_steps=4, train__batch_size=8)
+SETTINGS = overrides(
+    generator__num_candidates=300,
+    selection__ratio=0.35,  # enough rows to warm a judge up
+    task__num_targets=32,
+    quality__warm_up_steps=8,
+    train__steps=STEPS,
+    train__checkpoint_steps=4,
+    train__batch_size=8,
+)
 KEYS = {
     "samples": ["sample_id"],
     "gradients_64": ["sample_id", "fingerprint"],
@@ -44,8 +52,9 @@ EARLY = [
     ("publish:before_manifest", "target_set"),
     ("publish:after_rename:2", "candidates"),  # the hidden truth is there, the candidates are not
 ]
+FEATURES = [("lance:gradients:after", "projected_gradients")]
 MIDDLE = [
-    ("lance:gradients:after", "projected_gradients"),
+    ("publish:before_rename", "answer_quality"),
     ("lance:scores:after", "alignment_scores"),
     ("lance:decisions:before", "selected_subset"),
 ]
@@ -70,15 +79,19 @@ def kill_at(home: Path, point: str) -> None:
     assert ended.returncode == -signal.SIGKILL, (point, ended.stderr)
 
 
-def kill_after(home: Path, pattern: str, seconds: float) -> None:
-    """Kill a run some time after a path that fits the pattern has appeared in the round."""
+def kill_after(home: Path, pattern: str, seconds: float, times: int = 1) -> None:
+    """Kill a run some time after a path that fits the pattern has appeared in the round.
+
+    Where that is to happen several times, the path must be gone again in between.
+    """
     child = start(*command(home))
     deadline = time.monotonic() + 300
     folder = home / "lines/playground/0000"
-    while not any(folder.glob(pattern)):
-        assert child.poll() is None, child.communicate()[1]
-        assert time.monotonic() < deadline, pattern
-        time.sleep(0.005)
+    for there in [True, False] * (times - 1) + [True]:
+        while any(folder.glob(pattern)) != there:
+            assert child.poll() is None, child.communicate()[1]
+            assert time.monotonic() < deadline, pattern
+            time.sleep(0.005)
     time.sleep(seconds)
     child.kill()
     child.communicate()
@@ -125,6 +138,12 @@ def disturbed(tmp_path_factory):
 
     kill_at_each(EARLY)
     kill_after(home, "candidates/manifest.json", rng.uniform(0.0, 1.0))
+    look()
+    kill_at_each(FEATURES)
+    # In the warm-up of the second judge: what it leaves must not be gone on with by the first.
+    kill_after(home, ".train-judge-*/**/checkpoint-4", rng.uniform(0.0, 0.1), times=2)
+    killed.append(step_in_flight(home))
+    assert killed[-1] == "answer_quality"
     look()
     kill_at_each(MIDDLE)
     kill_after(home, ".train-*/checkpoint-8", rng.uniform(0.0, 0.1))

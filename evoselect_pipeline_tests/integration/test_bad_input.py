@@ -71,6 +71,8 @@ SELECT_CASES = {
     "budget above pool": (("--budget", "11"), ["11", "only 10", "lower the budget"]),
     "budget not whole": (("--budget", "2.5"), ["--budget 2.5", "whole number"]),
     "budget zero": (("--budget", "0"), ["--budget 0"]),
+    "share of a source": (("--source-share", "2"), ["selection.source_share", "2"]),
+    "too few tokens": (("--max-tokens", "1"), ["1 tokens", "raise the budget"]),
     "suffix of out": (("--out", "out.csv"), ["out.csv", ".jsonl or .parquet"]),
     "folder of out": (("--out", "no/out.jsonl"), ["no/out.jsonl", "does not exist"]),
     "unknown method": (("--method", "best"), ["--method", "evoselect"]),

@@ -22,6 +22,7 @@ STAGES = (
     "incoming_adapter",
     "candidates",
     "projected_gradients",
+    "answer_quality",
     "alignment_scores",
     "selected_subset",
     "lora_checkpoint",
@@ -237,11 +238,12 @@ def test_too_few_usable_gradients_stop_the_round_in_a_later_run_too(instance, ho
     found = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
     assert found == {"candidates_well_formed": True, "gradients_finite": False}
 
-    later = materialize(instance, home, config, selection=["alignment_scores"])
-    [failure] = later.get_step_failure_events()
-    said = failure.step_failure_data.user_failure_data.description
-    assert "32 rows have no usable gradient and 8 have one" in said
-    assert not (home.round_dir("playground", 0) / "alignment_scores").exists()
+    for name in ("answer_quality", "alignment_scores"):
+        later = materialize(instance, home, config, selection=[name])
+        [failure] = later.get_step_failure_events()
+        said = failure.step_failure_data.user_failure_data.description
+        assert "32 rows have no usable gradient and 8 have one" in said
+        assert not (home.round_dir("playground", 0) / name).exists()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from evoselect_pipeline.config import LineConfig
@@ -31,6 +32,7 @@ STAGES = {
     "candidates",
     "hidden_truth",
     "projected_gradients",
+    "answer_quality",
     "alignment_scores",
     "selected_subset",
     "lora_checkpoint",
@@ -66,9 +68,11 @@ class TwoRuns:
     def store(self) -> LanceStore:
         return LanceStore(Home(self.home))
 
+    def folder(self, round_number: int, stage: str) -> Path:
+        return self.home / "lines/playground" / round_key(round_number) / stage
+
     def artifact(self, round_number: int, stage: str, file: str) -> Any:
-        folder = self.home / "lines/playground" / round_key(round_number) / stage
-        return json.loads((folder / file).read_text())
+        return json.loads((self.folder(round_number, stage) / file).read_text())
 
 
 def stored_gradients(home: Path) -> dict[tuple[str, str], bytes]:
@@ -217,6 +221,26 @@ def test_lineage_tells_the_story_of_a_chosen_row_and_of_a_rejected_one(runs, evo
         assert table.code == 0
         assert row["sample_id"] in table.out
         assert ("No adapter was trained on it." in table.out) != selected
+
+
+def test_answers_are_judged_by_the_adapter_that_entered_and_lineage_says_how(runs, evoselect):
+    for number in range(4):
+        scores = runs.store.read_scores("playground", number)
+        told = runs.artifact(number, "answer_quality", "facts.json")
+        with np.load(runs.folder(number, "answer_quality") / "quality.npz") as kept:
+            quality_of = dict(zip(kept["sample_ids"], kept["quality"], strict=True))
+        assert told["num_judged"] == len(quality_of) >= scores.height
+        assert told["judge"] == (f"adapter of round {number - 1}" if number else "warm-up")
+        if number == 0:  # forty chosen rows are too few to teach a judge
+            assert set(quality_of.values()) == {1.0}
+        assert scores["prior"].to_list() == [quality_of[i] for i in scores["sample_id"]]
+        shares, levels = zip(*told["quantiles"], strict=True)
+        assert list(levels) == pytest.approx(np.quantile(list(quality_of.values()), shares))
+        below = np.mean(np.array(list(quality_of.values())) < told["floor"])
+        assert told["share_below_floor"] == pytest.approx(below)
+    row = runs.store.read_scores("playground", 1).row(0, named=True)
+    table = evoselect("lineage", row["sample_id"], "--home", runs.home).out
+    assert f"plausible at {row['prior']:.0%}" in table
 
 
 def test_lineage_of_a_round_tells_every_decision(runs, evoselect):

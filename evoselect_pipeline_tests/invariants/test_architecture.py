@@ -25,11 +25,14 @@ RANKS = {
     "training": 3,
     "evaluation": 3,
     "rounds": 4,
+    "bench": 5,
     "components": 5,
     "commands": 5,
     "definitions": 6,
     "defs": 6,
     "cli": 6,
+    "cli_options": 6,
+    "bench_cli": 6,
 }
 IMPURE = {"dagster", "mlflow", "lancedb"}
 

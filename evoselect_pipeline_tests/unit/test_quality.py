@@ -1,112 +1,102 @@
-"""Laws of plausibility: falls with the loss, finds bad answers, spares hard good ones."""
+"""Laws of plausibility: falls with the surprise, finds bad answers, spares hard good ones."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import betainc
+from scipy.stats import norm
 
-from evoselect_pipeline.core.quality import plausibility
+from evoselect_pipeline.core.quality import plausibility, relative_surprise
 from evoselect_pipeline.errors import DataError
 
-# Few distinct values, so that ties within and between the sides are common.
-some_losses = st.lists(st.integers(0, 12).map(lambda n: n / 4), min_size=1, max_size=25).map(
-    np.array
-)
+some_surprises = st.lists(st.floats(0, 1), min_size=1, max_size=40).map(np.array)
 
 
-def falling_fit(x, y, weight):
-    """Weighted isotonic regression by pooling adjacent violators: (knots, fitted values)."""
-    knots = np.unique(x)
-    blocks = []  # of [mean, weight, number of knots]
-    for knot in knots:
-        here = x == knot
-        blocks.append([np.average(y[here], weights=weight[here]), weight[here].sum(), 1])
-        while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
-            mean, mass, count = blocks.pop()
-            total = blocks[-1][1] + mass
-            blocks[-1][0] = (blocks[-1][0] * blocks[-1][1] + mean * mass) / total
-            blocks[-1][1:] = [total, blocks[-1][2] + count]
-    return knots, np.repeat([b[0] for b in blocks], [b[2] for b in blocks])
+def rising_fit(values):
+    """Isotonic regression of equally weighted values by pooling adjacent violators."""
+    blocks = []  # of [mean, size]
+    for value in values:
+        blocks.append([value, 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            mean, size = blocks.pop()
+            total = blocks[-1][1] + size
+            blocks[-1] = [(blocks[-1][0] * blocks[-1][1] + mean * size) / total, total]
+    return np.repeat([mean for mean, _ in blocks], [size for _, size in blocks])
 
 
-def plausibility_by_definition(losses, targets, reference):
-    edge = 0.5 / (1 + min(len(targets), len(reference)))
-    x = np.append(targets, reference)
-    y = np.append(np.ones(len(targets)), np.zeros(len(reference)))
-    weight = np.append(
-        np.full(len(targets), 1 / len(targets)), np.full(len(reference), 1 / len(reference))
-    )
-    knots, fitted = falling_fit(x, y, weight)
-    share = np.interp(losses, knots, np.clip(fitted, edge, 1 - edge))
-    middle = np.median(targets)
-    good = sum(reference <= middle) / len(reference) / (sum(targets <= middle) / len(targets))
-    return np.clip(min(1.0, good) * share / (1 - share), edge, 1.0)
+def plausibility_by_definition(surprise, targets, reference):
+    mean = min(max(np.mean(targets), 0.01), 0.99)
+    spread = min(max(np.var(targets), 1e-3), 0.99 * mean * (1 - mean))
+    size = mean * (1 - mean) / spread - 1
+    placed = betainc(mean * size, (1 - mean) * size, reference)
+    bins = int(min(max(np.sqrt(len(reference)), 2), 50))
+    counts = [
+        sum(min(int(place * bins), bins - 1) == number for place in placed)
+        for number in range(bins)
+    ]
+    density = rising_fit([bins * (c + 0.5) / (len(reference) + 0.5 * bins) for c in counts])
+    middles = (np.arange(bins) + 0.5) / bins
+    density = np.interp(betainc(mean * size, (1 - mean) * size, surprise), middles, density)
+    good_share = min(1.0, 2 * np.mean(placed <= 0.5))
+    return np.clip(good_share / density, 1e-3, 1.0)
 
 
-@given(some_losses, some_losses, some_losses)
+@given(st.integers(0, 10**6), st.integers(1, 70), st.integers(1, 300))
 @settings(max_examples=200, deadline=None)
-def test_plausibility_equals_an_independent_density_ratio(losses, targets, reference):
+def test_plausibility_equals_an_independent_local_false_discovery_rate(seed, num_targets, num_rows):
+    rng = np.random.default_rng(seed)
+    reference = np.append(rng.uniform(size=num_rows), rng.beta(5, 1, size=num_rows // 2))
+    targets = rng.uniform(size=num_targets)
     np.testing.assert_allclose(
-        plausibility(losses, targets, reference),
-        plausibility_by_definition(losses, targets, reference),
+        plausibility(reference, targets, reference),
+        plausibility_by_definition(reference, targets, reference),
         rtol=1e-9,
     )
 
 
-@given(some_losses, some_losses, some_losses)
+@given(some_surprises, some_surprises, some_surprises)
 @settings(max_examples=100, deadline=None)
-def test_plausibility_never_rises_with_the_loss_and_stays_in_its_range(losses, targets, reference):
-    quality = plausibility(np.sort(losses), targets, reference)
+def test_plausibility_never_rises_with_the_surprise_and_stays_in_its_range(rows, targets, others):
+    quality = plausibility(np.sort(rows), targets, others)
     assert (np.diff(quality) <= 1e-12).all()
     assert ((quality > 0) & (quality <= 1)).all()
 
 
-def mixture(rng, num_good, num_bad):
-    return np.append(rng.gamma(4.0, 0.1, num_good), 3.0 + rng.gamma(4.0, 0.1, num_bad))
-
-
-@pytest.mark.parametrize("bad_share", [0.1, 0.4, 0.8])
-def test_bad_answers_are_told_from_good_ones_where_losses_separate(bad_share):
+@pytest.mark.parametrize("good_share", [0.9, 0.6, 0.3])
+def test_plausibility_is_calibrated_where_answers_separate(good_share):
+    """Good rows are uniform, bad ones surprise more than nearly all targets."""
     rng = np.random.default_rng(0)
-    num_bad = round(1000 * bad_share)
-    losses = mixture(rng, 1000 - num_bad, num_bad)
-    quality = plausibility(losses, mixture(rng, 400, 0), rng.permutation(losses))
-    good, bad = quality[: 1000 - num_bad], quality[1000 - num_bad :]
-    assert np.median(good) > 0.85 and good.mean() > 0.8
-    assert bad.max() < 0.1
+    is_good = rng.uniform(size=2000) < good_share
+    rows = np.where(is_good, rng.uniform(size=2000), rng.uniform(0.98, 1.0, size=2000))
+    quality = plausibility(rows, rng.uniform(size=400), rows)
+    assert quality.mean() == pytest.approx(good_share, abs=0.12)
+    assert np.median(quality[is_good]) > 0.8
+    assert quality[~is_good].max() < 0.5
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_where_no_answer_is_bad_few_rows_are_doubted(seed):
     rng = np.random.default_rng(seed)
-    losses = mixture(rng, 2000, 0)
-    quality = plausibility(losses, mixture(rng, 200, 0), losses[:800])
+    rows = rng.uniform(size=2000)
+    quality = plausibility(rows, rng.uniform(size=64), rows[:800])
     assert np.mean(quality < 0.5) < 0.1
-    assert quality[losses <= np.median(losses)].min() > 0.75
 
 
-def test_hard_good_rows_keep_their_share():
-    """Half of the good rows are hard; bad rows sit among them, one to one."""
-    rng = np.random.default_rng(0)
-    targets = np.append(rng.uniform(0, 1, 400), rng.uniform(2, 3, 400))
-    reference = np.append(rng.uniform(0, 1, 1000), rng.uniform(2, 3, 2000))
-    quality = plausibility(np.array([0.5, 2.5]), targets, reference)
-    np.testing.assert_allclose(quality, [1.0, 0.5], atol=0.1)
-
-
-@pytest.mark.parametrize("target", [0.1, 1.0, 9.0])
-def test_a_single_target_decides_nothing_for_certain(target):
-    quality = plausibility(np.array([0.0, 1.0, 5.0]), np.array([target]), np.array([0.5, 1.0, 2.0]))
-    assert ((quality >= 0.25) & (quality <= 1)).all()
+@pytest.mark.parametrize("target", [0.1, 0.5, 0.9])
+def test_a_single_target_gives_an_answer(target):
+    quality = plausibility(np.array([0.0, 0.5, 1.0]), np.array([target]), np.array([0.2, 0.5]))
+    assert ((quality > 0) & (quality <= 1)).all()
 
 
 def test_plausibility_does_not_depend_on_the_order_of_rows():
     rng = np.random.default_rng(0)
-    losses, targets = mixture(rng, 50, 30), mixture(rng, 20, 0)
+    rows, targets = rng.uniform(size=80), rng.uniform(size=20)
     order = rng.permutation(80)
-    np.testing.assert_array_equal(
-        plausibility(losses, targets, losses)[order],
-        plausibility(losses[order], targets[::-1], losses[order]),
+    np.testing.assert_allclose(
+        plausibility(rows, targets, rows)[order],
+        plausibility(rows[order], targets[::-1], rows[order]),
+        rtol=1e-12,
     )
 
 
@@ -117,3 +107,53 @@ def test_broken_losses_raise_which_side_they_are_on(broken, place):
     sides[place] = np.array(broken)
     with pytest.raises(DataError, match=("candidate", "target", "reference")[place]):
         plausibility(*sides)
+
+
+def test_a_hard_kind_is_judged_by_its_own_targets():
+    """A surprise that is usual for one kind of target is suspect beside another."""
+    target_surprise = np.array([0.1, 0.2, 0.3, 4.0, 5.0, 6.0])
+    kind = np.array([0, 0, 0, 1, 1, 1])
+    target_cosines = np.where(kind[:, None] == kind, 0.9, 0.0)
+    cosines = np.array([[0.9] * 3 + [0.0] * 3, [0.0] * 3 + [0.9] * 3])
+    rows, _ = relative_surprise(np.array([5.0, 5.0]), target_surprise, cosines, target_cosines)
+    assert rows[0] > 0.8
+    assert rows[1] < 0.65
+
+
+def test_relative_surprise_equals_a_loop_over_rows_and_targets():
+    rng = np.random.default_rng(5)
+    surprise, target_surprise = rng.exponential(2.0, 7), rng.exponential(1.0, 4)
+    cosines, target_cosines = rng.uniform(-1, 1, (7, 4)), rng.uniform(-1, 1, (4, 4))
+
+    def share_below(own, cosine_of, others):
+        nearest = max(cosine_of[j] for j in others)
+        weights = [np.exp((cosine_of[j] - nearest) / 0.1) + 2.0 / 4 for j in others]
+        logs = [np.log(target_surprise[j] + 0.05) - np.log(own + 0.05) for j in others]
+        above = sum(w * norm.cdf(x / 0.3) for w, x in zip(weights, logs, strict=True))
+        return 1.0 - above / sum(weights)
+
+    rows, targets = relative_surprise(surprise, target_surprise, cosines, target_cosines)
+    for i in range(7):
+        assert rows[i] == pytest.approx(share_below(surprise[i], cosines[i], range(4)))
+    for j in range(4):
+        others = [other for other in range(4) if other != j]
+        expected = share_below(target_surprise[j], target_cosines[j], others)
+        assert targets[j] == pytest.approx(expected)
+
+
+@given(seed=st.integers(0, 1000))
+def test_relative_surprise_rises_with_the_surprise(seed):
+    rng = np.random.default_rng(seed)
+    cosines = np.repeat(rng.uniform(-1, 1, (1, 5)), 9, axis=0)
+    surprise = np.sort(rng.exponential(1.0, 9))
+    rows, _ = relative_surprise(surprise, rng.exponential(1.0, 5), cosines, np.eye(5))
+    assert (np.diff(rows) >= -1e-12).all()
+    assert ((rows >= 0) & (rows <= 1)).all()
+
+
+def test_a_single_target_is_compared_with_itself():
+    rows, targets = relative_surprise(
+        np.array([0.1, 9.0]), np.array([1.0]), np.array([[0.5], [0.5]]), np.ones((1, 1))
+    )
+    assert rows[0] < 0.01 < 0.99 < rows[1]
+    assert targets[0] == pytest.approx(0.5)

@@ -1,0 +1,163 @@
+"""What a round's selection works on: features read back, and how plausible each answer is."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import numpy as np
+
+from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.core.features import Features, selection_problem
+from evoselect_pipeline.core.records import digest
+from evoselect_pipeline.core.selection import SelectionProblem
+from evoselect_pipeline.rounds import quality
+from evoselect_pipeline.rounds.adaptation import CHECKPOINTS
+from evoselect_pipeline.rounds.data import split_rows
+from evoselect_pipeline.rounds.line import (
+    FACTS,
+    Entering,
+    Line,
+    entering,
+    made_from,
+    read_facts,
+    read_json,
+    write_json,
+)
+from evoselect_pipeline.rounds.verdicts import gradients_finite, require
+from evoselect_pipeline.stores.artifacts import Artifact, find, open_artifact, publish
+
+QUALITY_FILE = "quality.npz"
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+OFF = "none"
+
+
+def load_problem(line: Line, round_number: int) -> SelectionProblem:
+    """Read a round's features back as a selection problem, all answers taken to be right."""
+    represented = line.artifact(round_number, "projected_gradients")
+    facts = read_facts(represented)
+    candidate_ids = read_json(represented.path / "ids.json")
+    history_ids = read_json(represented.path / "history.json")
+    targets = split_rows(line, "targets")
+
+    def features(ids: list[str]) -> Features:
+        return line.store.read_gradients(ids, facts["fingerprint"], facts["dim"])
+
+    return selection_problem(
+        line.store.get_samples(candidate_ids),
+        features(candidate_ids),
+        targets,
+        features([target.sample_id for target in targets]),
+        features(history_ids).vectors if history_ids else None,
+        history=line.store.get_samples(history_ids),
+        near_text=line.config.selection.near_text,
+        centre=line.config.gradients.centre,
+    )
+
+
+def judged_problem(line: Line, round_number: int) -> SelectionProblem:
+    """A round's selection problem with the plausibility that `answer_quality` found."""
+    judged = line.artifact(round_number, "answer_quality")
+    # Its rows stand in the order of the features' ids, whose digest is among its inputs.
+    with np.load(judged.path / QUALITY_FILE, allow_pickle=False) as kept:
+        return load_problem(line, round_number).with_quality(kept["quality"])
+
+
+def judges_answers(config: LineConfig) -> bool:
+    """Whether a round's answers are judged: `evoselect` alone heeds their plausibility."""
+    return config.quality.prior != OFF and config.selection.method == "evoselect"
+
+
+def answer_quality(line: Line, round_number: int) -> Artifact:
+    """Judge how plausible each candidate's answer is, by a proxy that has begun to learn the task.
+
+    It starts from the adapter that enters the round. Where nothing would heed the judgement, every
+    answer counts as plausible.
+    """
+    require(gradients_finite, line, round_number)
+    start = entering(line, round_number)
+    inputs = _inputs(line, round_number, start)
+    directory = line.stage_dir(round_number, "answer_quality")
+    if found := find(directory, inputs):
+        return found
+    problem = load_problem(line, round_number)
+    plausible_N, facts = np.ones(len(problem.candidates)), {"judge": OFF}
+    if judges_answers(line.config):
+        plausible_N, facts = _judged(line, round_number, problem, start, digest(inputs))
+    with publish(directory, inputs=inputs) as folder:
+        np.savez(
+            folder / QUALITY_FILE,
+            allow_pickle=False,
+            sample_ids=np.array(problem.candidates.sample_ids),
+            quality=plausible_N,
+        )
+        write_json(folder / FACTS, {"prior": line.config.quality.prior, **facts})
+    return open_artifact(directory)
+
+
+def _inputs(line: Line, round_number: int, start: Entering) -> dict[str, Any]:
+    """Everything that decides the judgement; next to nothing where none is made."""
+    represented = line.artifact(round_number, "projected_gradients")
+    config = line.config
+    if not judges_answers(config):
+        settings = {"prior": config.quality.prior, "method": config.selection.method}
+        return made_from(line, settings, projected_gradients=represented.digest)
+    from evoselect_pipeline.training.models import base_fingerprint
+
+    # The warm-up has its own number of steps, and one stopped half way is not gone on with.
+    warm_up = config.train.model_dump(exclude={"steps", "epochs", "checkpoint_steps"})
+    settings = {
+        "quality": config.quality.model_dump(),
+        "selection": config.selection.model_dump(mode="json"),
+        "centre": config.gradients.centre,
+        "lora": config.lora.model_dump(mode="json"),
+        "train": warm_up,
+    }
+    return made_from(
+        line,
+        settings,
+        base=base_fingerprint(config.proxy or config.model),
+        start=start.digest,
+        projected_gradients=represented.digest,
+    )
+
+
+def _judged(
+    line: Line, round_number: int, problem: SelectionProblem, start: Entering, name: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Plausibility [N] of the candidates' answers, and what is to be said of it."""
+    from evoselect_pipeline.training.models import load_encoder
+
+    config = line.config
+    candidates = line.store.get_samples(problem.candidates.sample_ids)
+    encoder = load_encoder(config.proxy or config.model)
+    rows, _ = encoder.encode([*candidates, *split_rows(line, "targets")])
+    work_dir = line.home.round_dir(line.name, round_number) / f"{CHECKPOINTS}judge-{name}"
+    # What a killed run left there is not gone on with: it may know the rows that it is to judge.
+    shutil.rmtree(work_dir, ignore_errors=True)
+    plausible_N = quality.answer_quality(
+        problem,
+        config.selection.budget(len(problem.candidates)),
+        {row.sample_id: row for row in rows},
+        config,
+        adapter=start.path,
+        seed=line.round_seed(round_number, "select"),
+        work_dir=work_dir,
+    )
+    floor = config.selection.evoselect.quality_floor
+    levels = np.quantile(plausible_N, QUANTILES).tolist()
+    return plausible_N, {
+        "judge": _judge_of(config, start),
+        "num_judged": len(plausible_N),
+        "median": float(np.median(plausible_N)),
+        "share_below_floor": float(np.mean(plausible_N < floor)),
+        "floor": floor,
+        "quantiles": list(zip(QUANTILES, levels, strict=True)),
+    }
+
+
+def _judge_of(config: LineConfig, start: Entering) -> str:
+    """Who is asked; a warm-up with too few rows to teach leaves all answers plausible."""
+    if config.proxy is None and start.path is not None:
+        return f"adapter of round {start.trained_in}"
+    return "warm-up" if config.quality.warm_up_steps else "bare proxy"
