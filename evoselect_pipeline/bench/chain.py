@@ -1,7 +1,8 @@
 """Rounds in memory: what the pipeline does between generation and evaluation, without its stores.
 
 The same functions as in `rounds/`, with the same seeds: a chain comes to the pipeline's own
-selections and scores. Nothing but what arms of a comparison share is kept between them.
+selections and scores. (The arms `all`, `random` and the oracle look at no gradient here, so no row
+is set aside for its norm.) Nothing but what arms of a comparison share is kept between them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from evoselect_pipeline.bench.arms import Arm
-from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.config import LineConfig, ModelSettings
 from evoselect_pipeline.core.encoding import Encoded
 from evoselect_pipeline.core.features import selection_problem
 from evoselect_pipeline.core.gates import evaluation_keys, gate
@@ -98,9 +99,11 @@ class Block:
             self._represented[number] = represent(rows, self.config)
         return self._represented[number]
 
-    def encode(self, samples: Sequence[Sample]) -> dict[str, Encoded]:
-        """Token ids and labels of rows that can be trained on."""
-        return {row.sample_id: row for row in self.encoder.encode(samples)[0]}
+    def encode(self, samples: Sequence[Sample], model: ModelSettings) -> dict[str, Encoded]:
+        """Token ids and labels of the rows that a model can be trained on."""
+        from evoselect_pipeline.training.models import load_encoder
+
+        return {row.sample_id: row for row in load_encoder(model).encode(samples)[0]}
 
     def answers(self, adapter: Path | None) -> dict[str, np.ndarray]:
         """Whether each validation and test row is answered correctly, as 0 and 1."""
@@ -221,16 +224,16 @@ def choose(
     if arm.to_centroid:
         problem = _aimed_at_centroid(problem)
     if config.selection.method == "evoselect" and config.quality.prior == "loss":
-        quality = answer_quality(
+        judgement = answer_quality(
             problem,
             budget,
-            block.encode([*usable, *block.task.targets]),
+            block.encode([*usable, *block.task.targets], config.proxy or config.model),
             config,
             adapter=adapter,
             seed=seed,
             work_dir=work_dir,
         )
-        problem = problem.with_quality(quality)
+        problem = problem.with_quality(judgement.quality)
     settings = config.selection
     selection = select(problem, budget, seed, settings.method, settings.evoselect)
     sample_of = {sample.sample_id: sample for sample in usable}
@@ -248,7 +251,7 @@ def _train(
 ) -> Path:
     from evoselect_pipeline.training.lora import train_adapter
 
-    encoded = block.encode(samples)
+    encoded = block.encode(samples, config.model)
     trained = work_dir / f"adapter-{number}"
     train_adapter(
         config.model,

@@ -136,7 +136,7 @@ def _quality(
         work_dir = Path(folder) / "judge"
         return answer_quality(
             problem, budget, encoded, config, adapter=None, seed=config.seed, work_dir=work_dir
-        )
+        ).quality
 
 
 def selection_config(request: Request) -> LineConfig:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evoselect_pipeline.core.gates import text_key
-from evoselect_pipeline.core.near_text import near_text_keys
+from evoselect_pipeline.core.near_text import distinct_overlap, near_text_keys
 from evoselect_pipeline.core.records import Sample
 from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
 
@@ -40,7 +40,8 @@ def selection_problem(
     history : sequence of Sample
         The rows of earlier rounds, as `history_vectors` has them.
     near_text : float
-        Jaccard index of word triples from which on rows are copies; see `near_text_keys`.
+        Jaccard index of word triples from which on rows are copies; more where distinct targets
+        overlap more, see `near_text_keys` and `distinct_overlap`.
     centre : bool
         Take the mean of the usable candidates' vectors out of every vector, and renormalise. All
         answers share a large common direction ("write an answer, then stop") that says nothing
@@ -53,6 +54,8 @@ def selection_problem(
     if centre:
         usable = np.isfinite(pool).all(axis=1) & (np.abs(pool).max(axis=1) > 0)
         mean = pool[usable].mean(axis=0) if usable.any() else mean
+    # A hair above the targets' own overlap: at it, rows may still be distinct.
+    near_text = min(1.0, max(near_text, distinct_overlap(targets) + 1e-9))
     return SelectionProblem(
         candidates=Candidates(
             sample_ids=tuple(sample.sample_id for sample in candidates),

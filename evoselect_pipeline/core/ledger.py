@@ -184,7 +184,7 @@ class Ledger:
     def _why_closed(self, row: int) -> str:
         if self._closed_by[row] == IMPLAUSIBLE:
             quality = self.candidates.quality[row]
-            return f"rows with a loss like its own are good in {quality:.0%} of cases"
+            return f"its answer surprises beside those of like targets: plausible at {quality:.0%}"
         size = f"{self._num_tokens[row]:.0f} tokens"
         if self._closed_by[row] == OVER_TOKENS:
             used = self._num_tokens[self.rows].sum()

@@ -10,11 +10,13 @@ import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import combinations
 
 from evoselect_pipeline.core.gates import normalised, text_key
 from evoselect_pipeline.core.records import Sample
 
 SHINGLE_WORDS = 3
+SURE_COPY = 0.95
 MIN_SHINGLES = 4  # of shorter rows, one word is most of what they say
 
 
@@ -65,6 +67,17 @@ def near_text_keys(
         for shingle in rare:
             leaders_with[shingle].append(own_key)
     return tuple(led_by[key] for key in own_keys)
+
+
+def distinct_overlap(samples: Sequence[Sample]) -> float:
+    """The largest overlap of two of these rows, which are known to be distinct.
+
+    Rows of one narrow template differ by a word or two. Where the targets do, so may candidates.
+    Overlaps above `SURE_COPY` say that one of the two is a copy, and are passed over.
+    """
+    sets = [shingles(sample) for sample in samples]
+    overlaps = (_jaccard(one, other) for one, other in combinations(sets, 2))
+    return max((overlap for overlap in overlaps if overlap <= SURE_COPY), default=0.0)
 
 
 def shingles(sample: Sample) -> frozenset[str]:

@@ -135,7 +135,7 @@ def _judged(
     work_dir = line.home.round_dir(line.name, round_number) / f"{CHECKPOINTS}judge-{name}"
     # What a killed run left there is not gone on with: it may know the rows that it is to judge.
     shutil.rmtree(work_dir, ignore_errors=True)
-    plausible_N = quality.answer_quality(
+    judgement = quality.answer_quality(
         problem,
         config.selection.budget(len(problem.candidates)),
         {row.sample_id: row for row in rows},
@@ -144,10 +144,11 @@ def _judged(
         seed=line.round_seed(round_number, "select"),
         work_dir=work_dir,
     )
-    floor = config.selection.evoselect.quality_floor
+    plausible_N, floor = judgement.quality, config.selection.evoselect.quality_floor
     levels = np.quantile(plausible_N, QUANTILES).tolist()
     return plausible_N, {
-        "judge": _judge_of(config, start),
+        "judge": _judge_of(config, start, judgement.num_lessons),
+        "num_lessons": judgement.num_lessons,
         "num_judged": len(plausible_N),
         "median": float(np.median(plausible_N)),
         "share_below_floor": float(np.mean(plausible_N < floor)),
@@ -156,8 +157,10 @@ def _judged(
     }
 
 
-def _judge_of(config: LineConfig, start: Entering) -> str:
-    """Who is asked; a warm-up with too few rows to teach leaves all answers plausible."""
+def _judge_of(config: LineConfig, start: Entering, num_lessons: int) -> str:
+    """Who was asked."""
     if config.proxy is None and start.path is not None:
         return f"adapter of round {start.trained_in}"
-    return "warm-up" if config.quality.warm_up_steps else "bare proxy"
+    if num_lessons:
+        return "warm-up"
+    return "nobody: too few rows to teach a judge" if config.quality.warm_up_steps else "bare proxy"

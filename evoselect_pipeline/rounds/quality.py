@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,14 @@ FOLDS: tuple[int, ...] = (0, 1)
 MIN_TEACHING = 32  # rows; fewer teach a judge nothing
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """Plausibility of the candidates' answers [N], and how often the judges were taught for it."""
+
+    quality: np.ndarray
+    num_lessons: int
+
+
 def answer_quality(
     problem: SelectionProblem,
     budget: Budget,
@@ -30,7 +39,7 @@ def answer_quality(
     adapter: Path | None,
     seed: int,
     work_dir: Path,
-) -> np.ndarray:
+) -> Judgement:
     """Plausibility of every candidate's answer, (0, 1] [N]; see `core.quality`.
 
     The judge is the proxy with the adapter that enters the round. It is taught by the rows that
@@ -57,6 +66,7 @@ def answer_quality(
         if start or not config.quality.warm_up_steps:
             quality = asking.all_of(start)
         judges = dict.fromkeys(FOLDS, start)
+        num_lessons = 0
         for number in range(_num_lessons(config, start)):
             teaching = _chosen(problem.with_quality(quality), budget, seed, config)
             if min(np.count_nonzero(teaching & ~asking.in_fold(f)) for f in FOLDS) < MIN_TEACHING:
@@ -65,10 +75,10 @@ def answer_quality(
                 rows = asking.rows_of(teaching & ~asking.in_fold(fold))
                 folder = work_dir / f"judge-{fold}-{number}"
                 judges[fold] = _taught(judges[fold], rows, config, seed, folder)
-            quality = asking.each_of(judges)
+            quality, num_lessons = asking.each_of(judges), number + 1
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
-    return quality
+    return Judgement(quality, num_lessons)
 
 
 def _chosen(problem: SelectionProblem, budget: Budget, seed: int, config: LineConfig) -> np.ndarray:

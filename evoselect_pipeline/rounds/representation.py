@@ -43,7 +43,10 @@ class Represented:
     def of(self, samples: Sequence[Sample]) -> Features:
         """The features of some rows, in their order."""
         part = self.batch.take([self.place_of[sample.sample_id] for sample in samples])
-        return Features(part.vectors, part.norms, part.losses, part.num_tokens)
+        # Rounded as the store rounds them: rows in memory and rows read back are chosen alike.
+        vectors = part.vectors.astype(np.float16).astype(np.float32)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return Features(vectors, part.norms, part.losses, part.num_tokens)
 
 
 def represent(

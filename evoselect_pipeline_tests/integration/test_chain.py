@@ -1,6 +1,5 @@
 """Law: a comparison's rounds in memory choose and train what the pipeline's stages do."""
 
-import numpy as np
 import pytest
 
 from evoselect_pipeline.bench import chain
@@ -8,7 +7,6 @@ from evoselect_pipeline.bench.arms import method_arm
 from evoselect_pipeline.commands.context import read_line_config
 from evoselect_pipeline.rounds.data import target_set
 from evoselect_pipeline.rounds.line import Line, read_facts, read_json
-from evoselect_pipeline.rounds.representation import Represented
 from evoselect_pipeline.rounds.stages import STAGES
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.integration.process import TINY
@@ -45,21 +43,6 @@ def in_memory(config, folder, monkeypatch) -> tuple[list[list[str]], list[dict]]
     return chosen, told["rounds"]
 
 
-@pytest.fixture
-def as_stored(monkeypatch):
-    """Features in memory rounded as the store rounds them, or near-ties would rank otherwise."""
-    exact = Represented.of
-
-    def rounded(self, samples):
-        features = exact(self, samples)
-        vectors = features.vectors.astype(np.float16).astype(np.float32)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return features._replace(vectors=vectors / lengths)
-
-    monkeypatch.setattr(Represented, "of", rounded)
-
-
-@pytest.mark.usefixtures("as_stored")
 @pytest.mark.parametrize("case", CASES)
 def test_a_chain_in_memory_and_the_stages_choose_and_train_alike(case, tmp_path, monkeypatch):
     changes, judges = CASES[case]

@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evoselect_pipeline.core.gates import normalised, text_key
-from evoselect_pipeline.core.near_text import MIN_SHINGLES, near_text_keys, shingles
+from evoselect_pipeline.core.near_text import (
+    MIN_SHINGLES,
+    distinct_overlap,
+    near_text_keys,
+    shingles,
+)
 from evoselect_pipeline.core.records import Message, make_sample, sample_from_pair
 
 THRESHOLD = 0.7
@@ -150,3 +155,18 @@ def test_every_turn_of_a_conversation_counts():
 
 def test_no_rows_have_no_keys():
     assert near_text_keys([], THRESHOLD) == ()
+
+
+def test_the_overlap_of_distinct_rows_is_their_largest_one_short_of_a_copy():
+    rows = [
+        sample_from_pair(f"the {who} told the other that {what} would be late again today", "yes")
+        for who in ("cook", "nurse")
+        for what in ("she", "he")
+    ]
+    every = [
+        len(shingles(a) & shingles(b)) / len(shingles(a) | shingles(b))
+        for a, b in combinations(rows, 2)
+    ]
+    assert distinct_overlap(rows) == max(every)
+    assert distinct_overlap([*rows, rows[0]]) == max(every)
+    assert distinct_overlap(rows[:1]) == 0.0
