@@ -67,14 +67,18 @@ def _problems(words: list[str], folder: Path) -> Iterator[str]:
 def _evoselect_problems(arguments: list[str]) -> Iterator[str]:
     if not arguments or arguments[0] in ("-h", "--help"):
         return
-    command = CLI.commands.get(arguments[0])  # type: ignore[attr-defined]
-    if command is None:
-        yield f"evoselect {arguments[0]}: no such command"
-        return
+    command, words, name = CLI, list(arguments), "evoselect"
+    while hasattr(command, "commands"):  # a group, as `bench` is
+        wanted = words.pop(0) if words else ""
+        name = f"{name} {wanted}"
+        command = command.commands.get(wanted)
+        if command is None:
+            yield f"{name}: no such command"
+            return
     known = _options(command)
-    for word in arguments[1:]:
+    for word in words:
         if word.startswith("-") and word.split("=")[0] not in known:
-            yield f"evoselect {arguments[0]} {word}: no such option"
+            yield f"{name} {word}: no such option"
 
 
 def _options(command: Any) -> set[str]:
@@ -99,6 +103,8 @@ def test_the_readme_names_the_two_commands_that_matter():
         ("make fly", "make fly"),
         ("evoselect fly", "evoselect fly"),
         ("evoselect run --fly", "--fly"),
+        ("evoselect bench fly", "bench fly"),
+        ("evoselect bench adaptation --fly", "--fly"),
         ("cd x && evoselect status --rounds 3", "--rounds"),
         (".ci/fly", ".ci/fly"),
         ("EVOSELECT_HOME=/data flyctl deploy", "flyctl"),
