@@ -380,7 +380,7 @@ def test_implausible_answers_are_refused_with_a_sentence():
         assert sorted(choice.rows) == [0, 2, 4, 5]
         assert choice.refusals[1] == (
             "implausible_answer",
-            "rows with a loss like its own are good in 20% of cases",
+            "its answer surprises beside those of like targets: plausible at 20%",
         )
         left = explain_rejections(problem, choice, cost_matrix(problem), 2.0, 0.95)
         assert [(r.sample_id, r.stage) for r in left] == [

@@ -190,7 +190,7 @@ def test_implausible_answers_weigh_nothing_and_are_rejected_with_a_sentence(mixt
         assert (selection.weights[quality < 0.5] == 0).all()
         refused = [r for r in selection.rejections if r.stage == "implausible_answer"]
         assert refused and {r.sample_id for r in refused} <= bad
-        assert all("are good in 20% of cases; its nearest" in r.reason for r in refused)
+        assert all("plausible at 20%; its nearest" in r.reason for r in refused)
         shares = kinds_of(selection, problem, kinds)[:NUM_MODES] / 200
         np.testing.assert_allclose(shares, 0.25, atol=0.03)
 
