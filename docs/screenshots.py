@@ -117,7 +117,7 @@ def chromium() -> Iterator[Page]:
 
 def asset_graph(page: Page, dagster: str, file: Path) -> None:
     """All assets of the line, green."""
-    page.set_viewport_size({"width": 1400, "height": 640})
+    page.set_viewport_size({"width": 1400, "height": 800})
     page.goto(f"{dagster}/locations/evoselect_pipeline/asset-groups/{LINE}/lineage")
     page.get_by_text("promoted_adapter").first.wait_for()
     shoot(page, file)
