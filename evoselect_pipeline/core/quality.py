@@ -71,7 +71,8 @@ def _share_below(rows: np.ndarray, targets: np.ndarray, cosines: np.ndarray) -> 
     kernel = np.exp((cosines - cosines.max(axis=1, keepdims=True)) / TEMPERATURE)
     kernel = kernel + np.where(np.isfinite(cosines), GLOBAL_SHARE / len(targets), 0.0)
     kernel /= kernel.sum(axis=1, keepdims=True)
-    return 1.0 - np.sum(kernel * ndtr((targets - rows[:, None]) / SOFTNESS), axis=1)
+    above = np.sum(kernel * ndtr((targets - rows[:, None]) / SOFTNESS), axis=1)
+    return np.clip(1.0 - above, 0.0, 1.0)  # rounding may leave it a hair outside
 
 
 def plausibility(
