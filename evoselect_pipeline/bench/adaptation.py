@@ -21,8 +21,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from evoselect_pipeline.bench.arms import Arm
-from evoselect_pipeline.config import LineConfig, PlaygroundTask, parse_config
+from evoselect_pipeline.bench.arms import Arm, changed
+from evoselect_pipeline.config import LineConfig, PlaygroundTask
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import EvoselectError
 from evoselect_pipeline.progress import progress
@@ -81,7 +81,7 @@ def plan(
                 keys = [f"seed={seed}"]
                 if world != FILES_WORLD:
                     keys += [f"task.name={task}", f"generator.world={world}"]
-                own = parse_config(config.model_dump(mode="json"), "the bench", keys)
+                own = changed(config, keys)
                 blocks.append(
                     [Cell(world, task, seed, arm, num_rounds, rows) for arm in arms_of(own)]
                 )

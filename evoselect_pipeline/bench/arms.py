@@ -56,7 +56,7 @@ def method_arm(name: str, config: LineConfig) -> Arm:
     if name not in METHODS:
         known = ", ".join((*METHODS, ORACLE))
         raise ConfigError(f"--methods {name!r}: unknown; expected some of {known}")
-    return Arm(name, _with(config, (f"selection.method={name}",)))
+    return Arm(name, changed(config, (f"selection.method={name}",)))
 
 
 def ablation_arm(name: str, config: LineConfig) -> Arm:
@@ -64,8 +64,9 @@ def ablation_arm(name: str, config: LineConfig) -> Arm:
     if name not in ABLATIONS:
         raise ConfigError(f"--arms {name!r}: unknown; expected some of {', '.join(ABLATIONS)}")
     keys = ("selection.method=evoselect", *ABLATIONS[name])
-    return Arm(name, _with(config, keys), to_centroid=name == "centroid")
+    return Arm(name, changed(config, keys), to_centroid=name == "centroid")
 
 
-def _with(config: LineConfig, overrides: Sequence[str]) -> LineConfig:
+def changed(config: LineConfig, overrides: Sequence[str]) -> LineConfig:
+    """The configuration with some keys set, checked like any other."""
     return parse_config(config.model_dump(mode="json"), "the bench", overrides)

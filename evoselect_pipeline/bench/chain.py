@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from evoselect_pipeline.bench.arms import Arm
+from evoselect_pipeline.bench.summary import GOOD
 from evoselect_pipeline.config import LineConfig, ModelSettings
 from evoselect_pipeline.core.encoding import Encoded
 from evoselect_pipeline.core.features import selection_problem
@@ -35,13 +36,12 @@ from evoselect_pipeline.core.selection import Selection, SelectionProblem, Targe
 from evoselect_pipeline.core.selectors import select
 from evoselect_pipeline.errors import ConfigError, DataError
 from evoselect_pipeline.progress import progress
+from evoselect_pipeline.rounds.adaptation import EVALUATED
 from evoselect_pipeline.rounds.data import load_generator, load_task
 from evoselect_pipeline.rounds.line import round_seed
+from evoselect_pipeline.rounds.problem import judges_answers
 from evoselect_pipeline.rounds.quality import answer_quality
 from evoselect_pipeline.rounds.representation import Represented, join, represent
-
-SPLITS = ("validation", "test")
-GOOD = "good"  # how a generator that knows calls its flawless rows
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Block:
                     )
                 ]
             )
-            for split in SPLITS
+            for split in EVALUATED
         }
 
 
@@ -223,7 +223,7 @@ def choose(
     )
     if arm.to_centroid:
         problem = _aimed_at_centroid(problem)
-    if config.selection.method == "evoselect" and config.quality.prior == "loss":
+    if judges_answers(config):
         judgement = answer_quality(
             problem,
             budget,
@@ -294,7 +294,7 @@ def _aimed_at_centroid(problem: SelectionProblem) -> SelectionProblem:
 
 
 def _accuracies(answers: dict[str, np.ndarray]) -> dict[str, float]:
-    return {split: float(answers[split].mean()) for split in SPLITS}
+    return {split: float(answers[split].mean()) for split in EVALUATED}
 
 
 def _against_base(block: Block, answers: dict[str, np.ndarray], seed: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ Chains = Mapping[int, Sequence[Record]]  # complete seeds of a method: a record 
 
 ALL_TASKS = "all"
 BASE, ORACLE, RANDOM, REFERENCE = "base", "oracle", "random", "evoselect"
-GOOD = "good"
+GOOD = "good"  # how a generator that knows calls its flawless rows
 BOOTSTRAP_SEED = 0
 GEOMETRY = ("ot_distance", "vendi", "near_duplicate_share", "target_coverage")
 

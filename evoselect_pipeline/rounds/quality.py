@@ -59,7 +59,8 @@ def answer_quality(
     work_dir : Path
         Folder for the judges; removed at the end.
     """
-    quality, reference = np.ones(len(problem.candidates)), _chosen(problem, budget, seed, config)
+    quality = np.ones(len(problem.candidates))
+    teaching = reference = _chosen(problem, budget, seed, config)
     start = adapter if config.proxy is None else None
     asking = _Asking(problem, encoded, reference, config)
     try:
@@ -68,7 +69,8 @@ def answer_quality(
         judges = dict.fromkeys(FOLDS, start)
         num_lessons = 0
         for number in range(_num_lessons(config, start)):
-            teaching = _chosen(problem.with_quality(quality), budget, seed, config)
+            if number or start:  # else nothing is known yet: the reference is that choice
+                teaching = _chosen(problem.with_quality(quality), budget, seed, config)
             if min(np.count_nonzero(teaching & ~asking.in_fold(f)) for f in FOLDS) < MIN_TEACHING:
                 break
             for fold in FOLDS:
