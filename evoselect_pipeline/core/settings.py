@@ -33,7 +33,9 @@ class EvoSelectSettings:
     memory : float
         Weight of similarity to earlier rounds' rows inside the energy.
     dedup_cosine : float
-        Two rows with a cosine above this are near-duplicates; 1 or more switches the check off.
+        Two rows with a cosine above this are near-duplicates; 1, the default, switches the check
+        off: gradients of one template may be all but equal whatever the rows ask, and copies are
+        found by their words.
     reach : float or None
         Largest cost at which a row may serve a target; None derives it from the targets.
     tolerance : float
@@ -59,7 +61,7 @@ class EvoSelectSettings:
     diversity: float = 0.3
     diversity_ramp: int = 10
     memory: float = 0.5
-    dedup_cosine: float = 0.99
+    dedup_cosine: float = 1.0
     reach: float | None = None
     tolerance: float = 1e-3
     norm_quarantine: float = 10.0

@@ -66,30 +66,24 @@ def attribution_scores(problem: SelectionProblem) -> tuple[np.ndarray, np.ndarra
 
 
 def round_robin(
-    problem: SelectionProblem,
-    budget: Budget,
-    seed: int,
-    settings: EvoSelectSettings,
-    *,
-    deduplicate: bool = True,
+    problem: SelectionProblem, budget: Budget, seed: int, settings: EvoSelectSettings
 ) -> Selection:
     """Cycle through the targets, each takes its nearest unused row; copies are passed over.
 
-    There is no reach cap unless `settings.reach` is set. `deduplicate=False` keeps near-duplicates
-    by gradient; rows of equal text are never taken twice.
+    There is no reach cap unless `settings.reach` is set.
     """
     cost = cost_matrix(problem)
-    reach = NO_REACH if settings.reach is None else settings.reach
-    dedup_cosine = settings.dedup_cosine if deduplicate else 1.0
+    limits = {
+        "reach": NO_REACH if settings.reach is None else settings.reach,
+        "dedup_cosine": settings.dedup_cosine,
+    }
     shares = np.full(len(problem.targets), 1.0 / len(problem.targets))
-    choice = plan_quota(
-        problem, budget, -cost, shares, cost=cost, reach=reach, dedup_cosine=dedup_cosine
-    )
+    choice = plan_quota(problem, budget, -cost, shares, cost=cost, **limits)
     sentences = [
         f"{serves(problem.targets, j)}: nearest unused row, cosine {1.0 - cost[i, j]:.2f}"
         for i, j in zip(choice.rows, choice.targets, strict=True)
     ]
-    rejections = explain_rejections(problem, choice, cost, reach, dedup_cosine)
+    rejections = explain_rejections(problem, choice, cost, **limits)
     diagnostics = target_diagnostics(choice, problem.targets)
     return equal_selection("round_robin", problem, choice, cost, sentences, rejections, diagnostics)
 

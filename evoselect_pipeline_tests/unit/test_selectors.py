@@ -26,6 +26,7 @@ from evoselect_pipeline.errors import ConfigError, DataError
 
 WIDTH = 256
 NUM_MODES = 4
+NO_COPIES = EvoSelectSettings(dedup_cosine=0.95)
 
 
 def unit(matrix):
@@ -95,7 +96,7 @@ def test_every_candidate_is_decided_once_with_a_reason(mixture, method):
 
 def test_evoselect_takes_no_off_target_rows_and_no_copies(mixture):
     problem, kinds = mixture
-    selection = select(problem, Budget(200), 0)
+    selection = select(problem, Budget(200), 0, settings=NO_COPIES)
     assert kinds_of(selection, problem, kinds)[NUM_MODES:].sum() == 0
     row_of = {name: i for i, name in enumerate(problem.candidates.sample_ids)}
     chosen = problem.candidates.gradients[[row_of[i] for i in selection.selected_ids]]
@@ -273,9 +274,8 @@ def test_round_robin_gives_each_target_its_nearest_unused_row():
 def test_round_robin_can_keep_copies():
     row = unit(np.ones((1, 4)))
     problem = SelectionProblem(pool(np.repeat(row, 3, axis=0)), target_set(row))
-    settings = EvoSelectSettings()
-    assert len(round_robin(problem, Budget(3), 0, settings).picks) == 1
-    assert len(round_robin(problem, Budget(3), 0, settings, deduplicate=False).picks) == 3
+    assert len(round_robin(problem, Budget(3), 0, NO_COPIES).picks) == 1
+    assert len(round_robin(problem, Budget(3), 0, EvoSelectSettings()).picks) == 3
 
 
 def test_broken_and_outsized_gradients_are_set_aside_by_every_method():
@@ -302,7 +302,7 @@ def test_broken_and_outsized_gradients_are_set_aside_by_every_method():
 def test_rows_that_run_out_are_reported_not_padded():
     row = unit(np.ones((1, 8)))
     problem = SelectionProblem(pool(np.repeat(row, 10, axis=0)), target_set(row))
-    selection = select(problem, Budget(5), 0)
+    selection = select(problem, Budget(5), 0, settings=NO_COPIES)
     assert selection.selected_ids == ("c00000",)
     assert selection.diagnostics["num_short"] == 4
     assert selection.diagnostics["num_near_duplicate"] == 9
@@ -325,14 +325,15 @@ def test_targets_closer_than_the_dedup_limit_show_in_the_diagnostics():
     targets = unit(rng.normal(size=(4, 8)))
     targets[1] = targets[0]
     problem = SelectionProblem(pool(unit(rng.normal(size=(9, 8)))), target_set(targets))
-    assert select(problem, Budget(2), 0).diagnostics["target_near_duplicate_share"] == 0.5
+    selection = select(problem, Budget(2), 0, settings=NO_COPIES)
+    assert selection.diagnostics["target_near_duplicate_share"] == 0.5
 
 
 def test_a_pool_of_repetitions_raises():
     row = unit(np.ones((1, 8)))
     problem = SelectionProblem(pool(row), target_set(row), row, ("h0",))
     with pytest.raises(DataError, match="all 1 candidates repeat rows of earlier rounds"):
-        select(problem, Budget(1), 0)
+        select(problem, Budget(1), 0, settings=NO_COPIES)
 
 
 def test_the_whole_pool_may_be_selected():
