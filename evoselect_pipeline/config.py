@@ -101,6 +101,20 @@ class LoraSettings(Settings):
 class GradientSettings(Settings):
     """How rows are represented."""
 
+    representation: Literal["lora", "two_sided", "lm_head", "hidden"] = Field(
+        default="lora",
+        description="What stands for a row: its gradient of the LoRA factors, of the layers'"
+        " weights seen from two sides, of the output embedding, or its mean hidden state.",
+    )
+    top_layers: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the decoder blocks, the top ones, that count.",
+    )
+    target_span: bool = Field(
+        default=True, description="Keep each row's exact coordinates among the targets, too."
+    )
     dim: int = Field(default=2048, ge=1, description="Width of the sketch.")
     batch_tokens: int = Field(default=8192, ge=1, description="Padded tokens in one batch.")
     prompt_weight: float = Field(

@@ -85,8 +85,8 @@ class Block:
     ) -> Represented:
         """Features of a round's candidates, the targets and earlier rows."""
         if adapter is not None and config.wears_adapter:
-            rows = [*self.pool(number).samples, *self.task.targets, *history]
-            return represent(rows, config, adapter)
+            rows = [*self.pool(number).samples, *history]
+            return represent(rows, self.task.targets, config, adapter)
         return join([self._represent_bare(r) for r in range(number, -1, -1)])
 
     def prepare(self, number: int) -> None:
@@ -95,8 +95,8 @@ class Block:
 
     def _represent_bare(self, number: int) -> Represented:
         if number not in self._represented:
-            rows = [*self.pool(number).samples, *self.task.targets]
-            self._represented[number] = represent(rows, self.config)
+            rows = self.pool(number).samples
+            self._represented[number] = represent(rows, self.task.targets, self.config)
         return self._represented[number]
 
     def encode(self, samples: Sequence[Sample], model: ModelSettings) -> dict[str, Encoded]:

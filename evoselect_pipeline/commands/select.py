@@ -66,7 +66,7 @@ def select_rows(request: Request, format: str) -> None:
     passed.sort(key=lambda sample: sample.sample_id)
     budget = _budget(request, len(passed), config)
     with live_progress():
-        represented = represent([*passed, *targets], config)
+        represented = represent(passed, targets, config)
         selection, unusable = choose(passed, targets, budget, represented, config)
     rejections = [*rejected, *unusable, *selection.rejections]
     _write(request.out, _chosen_rows(rows, selection))

@@ -12,14 +12,48 @@ from evoselect_pipeline.core.near_text import distinct_overlap, near_text_keys
 from evoselect_pipeline.core.records import Sample
 from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
 
+HALF_PRECISION = 2e-3  # of the square of a unit vector's length, stored in 16 bits
+
 
 class Features(NamedTuple):
     """Gradient features of n rows in a given order; see `gradients.GradientBatch`."""
 
-    vectors: np.ndarray  # [n, D] float32, unit rows
+    vectors: np.ndarray  # [n, D] or [n, M + D] float32, unit rows
     norms: np.ndarray  # [n] float32
     losses: np.ndarray  # [n] float32
     num_tokens: np.ndarray  # [n] int32
+
+
+def join_span(vectors: np.ndarray, coordinates: np.ndarray, folded: np.ndarray) -> np.ndarray:
+    r"""Unit vectors [n, M + D] whose inner products with the targets' are exact.
+
+    A row g is split at the targets' span, of orthonormal basis Q, into its coordinates and a rest:
+
+    .. math::
+        g = Q c + h, \qquad \langle g, g' \rangle = \langle c, c' \rangle + \langle h, h' \rangle
+
+    The coordinates are exact; of the rest there is the sketch S h = S g - S Q c, brought to its
+    right length, sqrt(1 - |c|^2). A target has no rest. Between two rows only the rests' inner
+    product is estimated, so the sketch's error shrinks for them, too. This project's
+    reconstruction.
+
+    Parameters
+    ----------
+    vectors : array [n, D]
+        Sketches S g of unit length.
+    coordinates : array [n, M]
+        See `target_span`; without columns the vectors stay as they are.
+    folded : array [M, D]
+        Sketches S Q of the basis.
+    """
+    if not coordinates.shape[1]:
+        return vectors
+    rest = vectors - coordinates @ folded
+    outside = 1.0 - np.square(coordinates).sum(axis=1, keepdims=True)
+    outside[outside < HALF_PRECISION] = 0.0  # a target's rest is rounding, not a direction
+    length = np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-30)
+    joined = np.hstack([coordinates, rest * (np.sqrt(outside) / length)])
+    return joined / np.maximum(np.linalg.norm(joined, axis=1, keepdims=True), 1e-30)
 
 
 def selection_problem(

@@ -1,30 +1,25 @@
-"""Per-sample LoRA gradients, exact and batched, from one forward and one backward pass.
+"""Gradient features of rows: long vectors, measured batch by batch and sketched as they appear.
 
-Notation: B rows of a batch, S tokens, i and o the width of a linear layer's input and output, r
-the LoRA rank, D the width of the sketch.
+Notation: B rows of a batch, P numbers of one named piece of the rows' long vectors, W the width of
+the wide sketch, D that of the stored one, M targets, n rows in all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from evoselect_pipeline.core.encoding import Encoded, token_batches
-from evoselect_pipeline.core.sketch import PermutedFold
-from evoselect_pipeline.errors import ConfigError
+from evoselect_pipeline.core.forward import CausalPass
+from evoselect_pipeline.core.sketch import WIDE, PermutedFold, fold
+from evoselect_pipeline.core.target_span import TargetSpan
 
-
-@dataclass(frozen=True)
-class LoraFactors:
-    """The LoRA factors of one linear layer: `down` A [r, i], `up` B [o, r], and the scale."""
-
-    down: torch.Tensor
-    up: torch.Tensor
-    scale: float
+Add = Callable[[str, torch.Tensor], None]  # takes a named piece [B, P] of the rows' long vectors
+# Puts rows through the model, hands over the pieces of their vectors, returns their losses [B].
+Measure = Callable[[CausalPass, Sequence[Encoded], Add], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,11 +33,13 @@ class GradientBatch:
     vectors : ndarray [n, D], float32
         Sketched gradients of unit length; a row of zeros where the gradient vanishes.
     norms : ndarray [n], float32
-        Length of the exact LoRA gradient, before sketching.
+        Length of the exact gradient, before sketching.
     losses : ndarray [n], float32
         Mean cross-entropy per answer token, in nats.
     num_tokens : ndarray [n], int32
         Tokens that carry loss.
+    coordinates : ndarray [n, M], float32
+        The unit gradients in the span of the targets', see `target_span`; no columns without.
     """
 
     sample_ids: tuple[str, ...]
@@ -50,6 +47,7 @@ class GradientBatch:
     norms: np.ndarray
     losses: np.ndarray
     num_tokens: np.ndarray
+    coordinates: np.ndarray
 
     def take(self, places: Sequence[int] | np.ndarray) -> GradientBatch:
         """The rows at the given places."""
@@ -59,6 +57,7 @@ class GradientBatch:
             norms=self.norms[places],
             losses=self.losses[places],
             num_tokens=self.num_tokens[places],
+            coordinates=self.coordinates[places],
         )
 
 
@@ -70,159 +69,81 @@ def concatenate(batches: Sequence[GradientBatch]) -> GradientBatch:
         norms=np.concatenate([batch.norms for batch in batches]),
         losses=np.concatenate([batch.losses for batch in batches]),
         num_tokens=np.concatenate([batch.num_tokens for batch in batches]),
+        coordinates=np.concatenate([batch.coordinates for batch in batches]),
     )
 
 
 class GradientExtractor:
-    r"""Exact per-row gradients of the LoRA parameters of a frozen model, sketched on the fly.
-
-    With a layer's input X [B, S, i] and the gradient of its output Y' [B, S, o], the gradients of
-    row n's loss are
-
-    .. math::
-        \partial B_n = \alpha \sum_s y'_{ns} (A x_{ns})^T \in R^{o \times r}, \qquad
-        \partial A_n = \alpha \sum_s (B^T y'_{ns}) x_{ns}^T \in R^{r \times i}
-
-    so no tensor of o * i numbers is formed. The row losses are summed before the backward pass:
-    each row's output gradient is then its own, whatever it is batched with. The model's own
-    parameters get no gradients, and the pass stops below the lowest adapted layer.
+    """Measure rows, sketch their vectors on the fly, and place them among the targets' own.
 
     Parameters
     ----------
-    model : nn.Module
-        A causal LM of transformers with eager attention. The adapter, if any, is merged into its
-        weights; the model is put in evaluation mode and frozen.
-    factors : mapping of str to LoraFactors
-        For each adapted linear layer, by module name, the adapter to differentiate. Layers whose
-        `up` factor is zero (a fresh adapter) have no gradient in A, and A is left out.
-    sketch : PermutedFold
-        Projection of the concatenated gradients.
-    pad_id : int
-        Token id that fills up shorter rows.
-    prompt_weight : float
-        Weight of the prompt tokens' mean loss beside the answer tokens'. With 0 a row is the
-        gradient it is trained with; above 0 the representation also says what a row is about,
-        which short answers ("(B)") hardly do.
+    causal : CausalPass
+        The frozen proxy. Its adapter, if any, is merged into its weights.
+    measure : callable
+        What represents a row, see `representations`.
+    dim : int
+        Width D of the stored sketch.
+    seed : int
+        Seed of the sketch.
 
     Notes
     -----
-    The representation is this project's reconstruction: the paper says "proxy gradients" compressed
-    by a sparse Johnson-Lindenstrauss transform, not which parameters.
+    The paper says "proxy gradients" compressed by a sparse Johnson-Lindenstrauss transform, not
+    which parameters; the representations are this project's reconstruction.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        factors: Mapping[str, LoraFactors],
-        sketch: PermutedFold,
-        pad_id: int,
-        prompt_weight: float = 0.0,
-    ):
-        if not factors:
-            raise ConfigError("no adapted layers: the gradient would be empty; check lora.targets")
-        self.model = model.eval().requires_grad_(False)
-        self.sketch = sketch
-        self.pad_id = pad_id
-        self.prompt_weight = prompt_weight
-        self.device = next(model.parameters()).device
-        self._sketched: torch.Tensor | None = None
-        self._squares: torch.Tensor | None = None
-        for name, factor in factors.items():
-            layer = model.get_submodule(name)
-            if not isinstance(layer, nn.Linear):
-                raise ConfigError(
-                    f"{name} is a {type(layer).__name__}; gradient features need nn.Linear layers"
-                )
-            layer.register_forward_hook(self._watch(name, factor))
+    def __init__(self, causal: CausalPass, measure: Measure, dim: int, seed: int):
+        self.causal = causal
+        self.measure = measure
+        self.dim = dim
+        self.sketch = PermutedFold(seed, max(WIDE, dim))
 
-    def __call__(self, rows: Sequence[Encoded]) -> GradientBatch:
-        """Extract the gradient features of one batch."""
-        self._sketched = torch.zeros(len(rows), self.sketch.dim, device=self.device)
-        self._squares = torch.zeros(len(rows), device=self.device)
-        with torch.enable_grad():
-            losses_B, represented_B = self._losses(rows)
-            represented_B.sum().backward()
-        vectors_BD = nn.functional.normalize(self._sketched, dim=1, eps=1e-30)
-        batch = GradientBatch(
+    def __call__(self, rows: Sequence[Encoded], span: TargetSpan | None = None) -> GradientBatch:
+        """Extract the features of one batch; with a span, the rows' coordinates in it, too."""
+        wide_BW, norms_B, losses_B = self.wide(rows)
+        coordinates_BM = span.coordinates(wide_BW) if span else wide_BW.new_zeros(len(rows), 0)
+        narrow_BD = torch.nn.functional.normalize(fold(wide_BW, self.dim), dim=1, eps=1e-30)
+        return GradientBatch(
             sample_ids=tuple(row.sample_id for row in rows),
-            vectors=vectors_BD.cpu().numpy(),
-            norms=self._squares.sqrt().cpu().numpy(),
-            losses=losses_B.detach().float().cpu().numpy(),
+            vectors=narrow_BD.cpu().numpy(),
+            norms=norms_B.cpu().numpy(),
+            losses=losses_B.cpu().numpy(),
             num_tokens=np.array([row.num_trained for row in rows], dtype=np.int32),
+            coordinates=coordinates_BM.cpu().numpy(),
         )
-        self._sketched = self._squares = None
-        return batch
 
-    def _losses(self, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each row's mean answer loss [B], and the loss that represents it [B]."""
-        length = max(len(row.input_ids) for row in rows)
-        num_answer = max(row.num_trained for row in rows)
-        # Padding goes on the left, so that all answers end together and, unless prompts count too,
-        # only the logits of the last `num_answer` predictions are computed.
-        num_predicted = length - 1 if self.prompt_weight else num_answer
-        pads = [length - len(row.input_ids) for row in rows]
-        input_ids_BS = self._tensor(
-            [self.pad_id] * pad + list(row.input_ids) for pad, row in zip(pads, rows, strict=True)
-        )
-        mask_BS = (torch.arange(length, device=self.device) >= self._tensor(pads)[:, None]).long()
-        logits = self.model(
-            input_ids=input_ids_BS,
-            attention_mask=mask_BS,
-            position_ids=(mask_BS.cumsum(1) - 1).clamp(min=0),
-            logits_to_keep=num_predicted + 1,
-            use_cache=False,
-        ).logits[:, :-1]
-        token_losses = nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), input_ids_BS[:, -num_predicted:], reduction="none"
-        )
-        from_end = torch.arange(num_predicted, 0, -1, device=self.device)  # the last token is 1
-        is_answer = from_end <= self._tensor([row.num_trained for row in rows])[:, None]
-        answer_B = _masked_mean(token_losses, is_answer)
-        if not self.prompt_weight:
-            return answer_B, answer_B
-        # A row's first token is given, not predicted.
-        is_row = from_end < self._tensor([len(row.input_ids) for row in rows])[:, None]
-        prompt_B = _masked_mean(token_losses, is_row & ~is_answer)
-        return answer_B, answer_B + self.prompt_weight * prompt_B
+    def wide(self, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Wide sketches [B, W], exact lengths [B] and losses [B] of one batch."""
+        wide_BW = torch.zeros(len(rows), self.sketch.width, device=self.causal.device)
+        squares_B = torch.zeros(len(rows), device=self.causal.device)
 
-    def _tensor(self, values: Iterable) -> torch.Tensor:
-        return torch.tensor(list(values), device=self.device)
+        def add(name: str, block_BP: torch.Tensor) -> None:
+            block_BP = block_BP.float()
+            self.sketch.add(name, block_BP, wide_BW)
+            squares_B.add_(block_BP.square().sum(1))
 
-    def _watch(self, name: str, factor: LoraFactors):
-        differentiate_down = bool(factor.up.any())
-
-        def after_forward(_module, inputs, output_BSo):
-            if self._sketched is None:  # somebody else's forward pass
-                return
-            if not output_BSo.requires_grad:
-                output_BSo.requires_grad_(True)  # nothing below here needs the backward pass
-            input_BSi = inputs[0].detach()
-            output_BSo.register_hook(lambda grad_BSo: collect(input_BSi, grad_BSo))
-
-        def collect(input_BSi: torch.Tensor, grad_BSo: torch.Tensor) -> None:
-            reduced_BSr = input_BSi @ factor.down.T
-            self._add(f"{name}.up", factor.scale * grad_BSo.transpose(1, 2) @ reduced_BSr)
-            if differentiate_down:
-                back_BSr = grad_BSo @ factor.up
-                self._add(f"{name}.down", factor.scale * back_BSr.transpose(1, 2) @ input_BSi)
-
-        return after_forward
-
-    def _add(self, name: str, grads: torch.Tensor) -> None:
-        flat_BP = grads.flatten(1).float()
-        assert self._sketched is not None and self._squares is not None
-        self._sketched += self.sketch(name, flat_BP)
-        self._squares += flat_BP.square().sum(1)
+        losses_B = self.measure(self.causal, rows, add)
+        return wide_BW, squares_B.sqrt(), losses_B
 
 
-def _masked_mean(values_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
-    return (values_BS * mask_BS).sum(1) / mask_BS.sum(1).clamp(min=1)
+def find_target_span(
+    extractor: GradientExtractor, targets: Sequence[Encoded], *, batch_tokens: int = 8192
+) -> TargetSpan:
+    """Measure the targets, and span their vectors."""
+    wide_of: dict[str, torch.Tensor] = {}
+    for batch in token_batches(targets, batch_tokens):
+        wide_BW = extractor.wide(batch)[0]
+        wide_of |= zip((row.sample_id for row in batch), wide_BW, strict=True)
+    in_order = [wide_of[sample_id] for sample_id in sorted(wide_of)]
+    return TargetSpan.of(torch.stack(in_order), extractor.dim)
 
 
 def extract_gradients(
     extractor: GradientExtractor,
     rows: Sequence[Encoded],
     *,
+    span: TargetSpan | None = None,
     batch_tokens: int = 8192,
     present: frozenset[str] = frozenset(),
 ) -> Iterator[GradientBatch]:
@@ -234,4 +155,4 @@ def extract_gradients(
     """
     for batch in token_batches(rows, batch_tokens):
         if not all(row.sample_id in present for row in batch):
-            yield extractor(batch)
+            yield extractor(batch, span)

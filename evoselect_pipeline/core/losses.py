@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from evoselect_pipeline.core.encoding import Encoded, token_batches
+from evoselect_pipeline.core.forward import CausalPass
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @torch.inference_mode()
 def answer_losses(
-    model: nn.Module,
+    model: PreTrainedModel,
     rows: Sequence[Encoded],
     pad_id: int,
     *,
     batch_tokens: int,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Mean cross-entropy per answer token, in nats, float64 [n] in the order of `rows`.
-
-    Rows are padded on the right: under a causal mask no token of a row sees the padding.
-    """
-    model.eval()
-    device = next(model.parameters()).device
+    """Mean cross-entropy per answer token, in nats, float64 [n] in the order of `rows`."""
+    causal = CausalPass(model, pad_id)
     loss_of: dict[str, float] = {}
     done = 0
     for batch in token_batches(rows, batch_tokens):
-        length = max(len(row.input_ids) for row in batch)
-        ids, labels = (
-            torch.tensor([list(v) + [fill] * (length - len(v)) for v in values], device=device)
-            for values, fill in (
-                ([row.input_ids for row in batch], pad_id),
-                ([row.labels for row in batch], -100),
-            )
-        )
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        token_losses = nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), labels[:, 1:], reduction="none"
-        )
-        means = token_losses.sum(1).double() / (labels[:, 1:] != -100).sum(1)
-        loss_of |= zip((row.sample_id for row in batch), means.tolist(), strict=True)
+        ids_BS = causal.pad(batch)
+        losses_B = causal.losses(causal.hidden(ids_BS), causal.tokens(batch, ids_BS))
+        loss_of |= zip((row.sample_id for row in batch), losses_B.tolist(), strict=True)
         done += len(batch)
         if on_rows:
             on_rows(done, len(rows))

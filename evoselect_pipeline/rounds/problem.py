@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from evoselect_pipeline.config import LineConfig
-from evoselect_pipeline.core.features import Features, selection_problem
+from evoselect_pipeline.core.features import Features, join_span, selection_problem
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.core.selection import SelectionProblem
 from evoselect_pipeline.rounds import quality
@@ -28,6 +28,7 @@ from evoselect_pipeline.rounds.verdicts import gradients_finite, require
 from evoselect_pipeline.stores.artifacts import Artifact, find, open_artifact, publish
 
 QUALITY_FILE = "quality.npz"
+SPAN_FILE = "span.npy"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 OFF = "none"
 
@@ -40,8 +41,14 @@ def load_problem(line: Line, round_number: int) -> SelectionProblem:
     history_ids = read_json(represented.path / "history.json")
     targets = split_rows(line, "targets")
 
+    folded = np.load(represented.path / SPAN_FILE, allow_pickle=False)
+
     def features(ids: list[str]) -> Features:
-        return line.store.read_gradients(ids, facts["fingerprint"], facts["dim"])
+        found = line.store.read_gradients(ids, facts["fingerprint"], facts["dim"])
+        if facts["span"] is None:
+            return found
+        coordinates = line.store.read_coordinates(ids, facts["span"], len(folded))
+        return found._replace(vectors=join_span(found.vectors, coordinates, folded))
 
     return selection_problem(
         line.store.get_samples(candidate_ids),

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from evoselect_pipeline.core.encoding import Encoder, Unusable
-from evoselect_pipeline.core.features import Features
+from evoselect_pipeline.core.features import Features, join_span
 from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.progress import progress
 
 if TYPE_CHECKING:
     from evoselect_pipeline.config import GradientSettings, LineConfig
-    from evoselect_pipeline.core.gradients import GradientBatch
+    from evoselect_pipeline.core.gradients import GradientBatch, GradientExtractor
     from evoselect_pipeline.stores.lance import LanceStore
     from evoselect_pipeline.training.models import Proxy
 
@@ -27,18 +27,28 @@ def gradient_fingerprint(
     proxy: Proxy, encoder: Encoder, settings: GradientSettings, seed: int
 ) -> str:
     """Identify everything that decides a row's features, besides the row."""
+    what = [settings.representation, settings.top_layers]
     loss = ["mean over answer tokens", settings.prompt_weight]
-    sketch = ["permuted fold", settings.dim, seed]
-    return digest("lora gradients", loss, proxy.fingerprint, encoder.fingerprint, sketch)
+    sketch = ["permuted fold of a wide sketch", settings.dim, seed]
+    return digest(what, loss, proxy.fingerprint, encoder.fingerprint, sketch)
+
+
+def span_fingerprint(fingerprint: str, targets: Sequence[Sample]) -> str:
+    """Identify everything that decides a row's coordinates among the targets, besides the row."""
+    return digest(fingerprint, sorted(target.sample_id for target in targets))
 
 
 @dataclass(frozen=True)
 class Represented:
-    """Rows with their gradient features, and the rows that have none, by sample id."""
+    """Rows with their gradient features, and the rows that have none, by sample id.
+
+    `folded` [M, D] is the sketched basis of the targets' span; it has no rows without one.
+    """
 
     place_of: dict[str, int]
     batch: GradientBatch
     unusable: dict[str, Unusable]
+    folded: np.ndarray
 
     def of(self, samples: Sequence[Sample]) -> Features:
         """The features of some rows, in their order."""
@@ -46,13 +56,19 @@ class Represented:
         # Rounded as the store rounds them: rows in memory and rows read back are chosen alike.
         vectors = part.vectors.astype(np.float16).astype(np.float32)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return Features(vectors, part.norms, part.losses, part.num_tokens)
+        coordinates = part.coordinates.astype(np.float16).astype(np.float32)
+        return Features(
+            join_span(vectors, coordinates, self.folded), part.norms, part.losses, part.num_tokens
+        )
 
 
 def represent(
-    samples: Sequence[Sample], config: LineConfig, adapter: Path | None = None
+    samples: Sequence[Sample],
+    targets: Sequence[Sample],
+    config: LineConfig,
+    adapter: Path | None = None,
 ) -> Represented:
-    """Compute the features of rows under the configured proxy, in memory.
+    """Compute the features of rows and targets under the configured proxy, in memory.
 
     `adapter` is worn by the proxy where the configuration refreshes it.
     """
@@ -62,15 +78,16 @@ def represent(
     settings = config.proxy or config.model
     worn = adapter if config.wears_adapter else None
     proxy, encoder = load_proxy(settings, worn, config.lora, config.seed), load_encoder(settings)
-    rows = list({sample.sample_id: sample for sample in samples}.values())
-    batches, unusable = compute_gradients(rows, proxy, encoder, config.gradients, config.seed)
-    batch = concatenate(list(batches))
+    rows = list({sample.sample_id: sample for sample in [*samples, *targets]}.values())
+    found = compute_gradients(rows, targets, proxy, encoder, config.gradients, config.seed)
+    batch = concatenate(list(found.batches))
     places = {sample_id: place for place, sample_id in enumerate(batch.sample_ids)}
-    return Represented(places, batch, {row.sample_id: row for row in unusable})
+    unusable = {row.sample_id: row for row in found.unusable}
+    return Represented(places, batch, unusable, found.folded)
 
 
 def join(parts: Sequence[Represented]) -> Represented:
-    """The rows of several representations under one proxy; of equal rows the first."""
+    """The rows of several representations under one proxy and targets; of equal rows the first."""
     from evoselect_pipeline.core.gradients import concatenate
 
     batch = concatenate([part.batch for part in parts])
@@ -78,35 +95,69 @@ def join(parts: Sequence[Represented]) -> Represented:
     for place, sample_id in enumerate(batch.sample_ids):
         places.setdefault(sample_id, place)
     unusable = {sample_id: row for part in parts for sample_id, row in part.unusable.items()}
-    return Represented(places, batch, unusable)
+    return Represented(places, batch, unusable, parts[0].folded)
+
+
+class Extraction(NamedTuple):
+    """Features to come, the rows that will have none, and the sketched basis [M, D] of the span."""
+
+    batches: Iterator[GradientBatch]
+    unusable: list[Unusable]
+    folded: np.ndarray
 
 
 def compute_gradients(
     samples: Sequence[Sample],
+    targets: Sequence[Sample],
     proxy: Proxy,
     encoder: Encoder,
     settings: GradientSettings,
     seed: int,
     *,
     present: frozenset[str] = frozenset(),
-) -> tuple[Iterator[GradientBatch], list[Unusable]]:
+) -> Extraction:
     """Encode rows and stream the features of those that are not present yet."""
-    from evoselect_pipeline.core.gradients import GradientExtractor, extract_gradients
-    from evoselect_pipeline.core.sketch import PermutedFold
+    from evoselect_pipeline.core.gradients import extract_gradients, find_target_span
 
     rows, unusable = encoder.encode(samples)
-    sketch = PermutedFold(settings.dim, seed)
-    extractor = GradientExtractor(
-        proxy.model, proxy.factors, sketch, encoder.pad_id, settings.prompt_weight
+    extractor = make_extractor(proxy, encoder, settings, seed)
+    span, budget = None, settings.batch_tokens
+    if settings.target_span and (usable := encoder.encode(targets)[0]):
+        span = find_target_span(extractor, usable, batch_tokens=budget)
+    batches = extract_gradients(extractor, rows, span=span, batch_tokens=budget, present=present)
+    folded = span.folded if span else np.zeros((0, settings.dim), np.float32)
+    return Extraction(_reporting(batches, len(rows)), unusable, folded)
+
+
+def make_extractor(
+    proxy: Proxy, encoder: Encoder, settings: GradientSettings, seed: int
+) -> GradientExtractor:
+    """The extractor of the configured representation."""
+    from evoselect_pipeline.core.forward import CausalPass
+    from evoselect_pipeline.core.gradients import GradientExtractor
+    from evoselect_pipeline.core.representations import (
+        HeadGradients,
+        LayerGradients,
+        PooledStates,
+        top_blocks,
+        two_sided,
     )
-    batches = extract_gradients(
-        extractor, rows, batch_tokens=settings.batch_tokens, present=present
-    )
-    return _reporting(batches, len(rows)), unusable
+
+    causal = CausalPass(proxy.model, encoder.pad_id, settings.prompt_weight)
+    layers = {name: proxy.factors[name] for name in top_blocks(proxy.factors, settings.top_layers)}
+    if settings.representation == "lora":
+        measure = LayerGradients(proxy.model, layers)
+    elif settings.representation == "two_sided":
+        measure = LayerGradients(proxy.model, two_sided(layers, settings.dim, seed))
+    elif settings.representation == "lm_head":
+        measure = HeadGradients(causal.weight_VH, settings.dim, seed)
+    else:
+        measure = PooledStates()
+    return GradientExtractor(causal, measure, settings.dim, seed)
 
 
 def store_gradients(
-    store: LanceStore, fingerprint: str, batches: Iterable[GradientBatch]
+    store: LanceStore, fingerprint: str, span: str | None, batches: Iterable[GradientBatch]
 ) -> list[Unusable]:
     """Write features in small commits; return the rows whose gradient is of no use."""
     from evoselect_pipeline.core.gradients import concatenate
@@ -116,7 +167,7 @@ def store_gradients(
 
     def commit() -> None:
         if waiting:
-            store.put_gradients(fingerprint, concatenate(waiting))
+            store.put_gradients(fingerprint, concatenate(waiting), span)
             waiting.clear()
 
     for batch in batches:

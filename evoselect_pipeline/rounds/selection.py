@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
 
-from evoselect_pipeline.core.records import digest
+from evoselect_pipeline.core.encoding import Unusable
+from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.core.selection import Candidates, Pick, Rejection, Selection
 from evoselect_pipeline.core.selectors import Alignment, align, restore_alignment, select
 from evoselect_pipeline.errors import DataError
@@ -21,10 +23,11 @@ from evoselect_pipeline.rounds.line import (
     read_json,
     write_json,
 )
-from evoselect_pipeline.rounds.problem import OFF, judged_problem
+from evoselect_pipeline.rounds.problem import OFF, SPAN_FILE, judged_problem
 from evoselect_pipeline.rounds.representation import (
     compute_gradients,
     gradient_fingerprint,
+    span_fingerprint,
     store_gradients,
 )
 from evoselect_pipeline.rounds.verdicts import candidates_well_formed, gradients_finite, require
@@ -53,7 +56,7 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
     history_ids = selected_before(line, round_number, config.selection.memory_rounds)
     inputs = made_from(
         line,
-        {"dim": config.gradients.dim},
+        {"dim": config.gradients.dim, "target_span": config.gradients.target_span},
         fingerprint=fingerprint,
         candidates=pool.digest,
         target_set=target_set(line).digest,
@@ -63,19 +66,25 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
     if found := find(directory, inputs):
         return found
     targets = split_rows(line, "targets")
-    stored = line.store.get_samples(candidate_ids + history_ids)
-    batches, unusable = compute_gradients(
-        [*stored, *targets],
+    span = span_fingerprint(fingerprint, targets) if config.gradients.target_span else None
+    present = line.store.present(fingerprint, config.gradients.dim)
+    if span:
+        present &= line.store.placed(span, len(targets))
+    batches, unusable, folded = compute_gradients(
+        [*line.store.get_samples(candidate_ids + history_ids), *targets],
+        targets,
         proxy,
         encoder,
         config.gradients,
         config.seed,
-        present=frozenset(line.store.present(fingerprint, config.gradients.dim)),
+        present=frozenset(present),
     )
-    unusable += store_gradients(line.store, fingerprint, batches)
+    _refuse_unusable_targets(targets, unusable)
+    unusable += store_gradients(line.store, fingerprint, span, batches)
+    _refuse_unusable_targets(targets, unusable)
     left_out = {row.sample_id for row in unusable}
-    _refuse_unusable_targets([t.sample_id for t in targets if t.sample_id in left_out], unusable)
     with publish(directory, inputs=inputs) as folder:
+        np.save(folder / SPAN_FILE, folded, allow_pickle=False)
         write_json(folder / "ids.json", [i for i in candidate_ids if i not in left_out])
         write_json(folder / "history.json", [i for i in history_ids if i not in left_out])
         write_json(folder / "unusable.json", [asdict(row) for row in unusable])
@@ -83,6 +92,7 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
             folder / FACTS,
             {
                 "fingerprint": fingerprint,
+                "span": span,
                 "dim": config.gradients.dim,
                 "num_candidates": sum(i not in left_out for i in candidate_ids),
                 "num_targets": len(targets),
@@ -95,12 +105,13 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
     return open_artifact(directory)
 
 
-def _refuse_unusable_targets(targets: list[str], unusable: list) -> None:
-    if targets:
-        detail = next(row.detail for row in unusable if row.sample_id == targets[0])
+def _refuse_unusable_targets(targets: Sequence[Sample], unusable: Sequence[Unusable]) -> None:
+    detail_of = {row.sample_id: row.detail for row in unusable}
+    blind = [target.sample_id for target in targets if target.sample_id in detail_of]
+    if blind:
         raise DataError(
-            f"{len(targets)} target rows cannot be represented, the first is {targets[0]}:"
-            f" {detail}. Mend or remove them: selection would be blind to them"
+            f"{len(blind)} target rows cannot be represented, the first is {blind[0]}:"
+            f" {detail_of[blind[0]]}. Mend or remove them: selection would be blind to them"
         )
 
 

@@ -25,7 +25,9 @@ from evoselect_pipeline.errors import ArtifactError, DataError
 from evoselect_pipeline.stores.faults import fault
 from evoselect_pipeline.stores.home import Home, line_name, round_key
 from evoselect_pipeline.stores.tables import (
-    fill_gradients,
+    coordinate_rows,
+    coordinates_table,
+    fill_rows,
     gradient_rows,
     gradients_table,
     hex_fingerprint,
@@ -40,6 +42,7 @@ from evoselect_pipeline.stores.tables import (
 
 if TYPE_CHECKING:
     import lancedb
+    import numpy as np
     import polars as pl
     import pyarrow as pa
 
@@ -135,16 +138,16 @@ class LanceStore:
 
     def present(self, fingerprint: str, dim: int) -> set[str]:
         """Ids whose gradients under this fingerprint are stored."""
-        where = f"fingerprint = '{hex_fingerprint(fingerprint)}'"
-        return set(self._read(gradients_table(dim), where, ["sample_id"])["sample_id"].to_pylist())
+        return self._present(gradients_table(dim), fingerprint)
 
-    def missing_gradients(self, ids: Iterable[str], fingerprint: str, dim: int) -> list[str]:
-        """Those of the ids, each once and in order, whose gradients are still to be computed."""
-        present = self.present(fingerprint, dim)
-        return [i for i in dict.fromkeys(ids) if i not in present]
+    def placed(self, span: str, num_targets: int) -> set[str]:
+        """Ids whose coordinates among the targets of this span are stored."""
+        return self._present(coordinates_table(num_targets), span)
 
-    def put_gradients(self, fingerprint: str, batch: GradientBatch) -> int:
-        """Store gradient features in one commit, as float16; return how many are new.
+    def put_gradients(self, fingerprint: str, batch: GradientBatch, span: str | None = None) -> int:
+        """Store gradient features as float16, in one commit a table; return how many are new.
+
+        With a `span`, the rows' coordinates in it go first: a row counts as done once it has both.
 
         Raises
         ------
@@ -153,7 +156,10 @@ class LanceStore:
             unit length. Lance would take infinities without a word.
         """
         rows = gradient_rows(fingerprint, batch)
-        name = gradients_table(rows.schema.field("vector").type.list_size)
+        if span is not None:
+            name = coordinates_table(batch.coordinates.shape[1])
+            self._insert(name, coordinate_rows(span, batch), ["sample_id", "fingerprint"])
+        name = gradients_table(batch.vectors.shape[1])
         return self._insert(name, rows, ["sample_id", "fingerprint"])
 
     def read_gradients(self, ids: Sequence[str], fingerprint: str, dim: int) -> Features:
@@ -166,29 +172,50 @@ class LanceStore:
         """
         import numpy as np
 
-        stored = Features(
-            np.zeros((len(ids), dim), np.float32),
-            *(np.zeros(len(ids), dtype) for dtype in (np.float32, np.float32, np.int32)),
-        )
-        row_of = {i: row for row, i in enumerate(ids)}
-        seen = np.zeros(len(ids), bool)
-        for where in self._gradient_queries(ids, fingerprint, dim):
-            for batch in self._batches(gradients_table(dim), where):
-                fill_gradients(stored, seen, row_of, batch)
-        _refuse_missing(
-            [i for i, row in row_of.items() if not seen[row]],
-            f"gradients under fingerprint {fingerprint}",
-            self.directory,
-        )
-        # A repeated id was filled where it stands last.
-        stored = Features(*(values[[row_of[i] for i in ids]] for values in stored))
-        stored.vectors[:] /= np.linalg.norm(stored.vectors, axis=1, keepdims=True)
-        return stored
+        columns = {
+            "vector": np.zeros((len(ids), dim), np.float32),
+            "norm": np.zeros(len(ids), np.float32),
+            "loss": np.zeros(len(ids), np.float32),
+            "num_tokens": np.zeros(len(ids), np.int32),
+        }
+        self._fill(gradients_table(dim), ids, fingerprint, columns)
+        columns["vector"] /= np.linalg.norm(columns["vector"], axis=1, keepdims=True)
+        return Features(*columns.values())
 
-    def _gradient_queries(self, ids: Sequence[str], fingerprint: str, dim: int) -> Iterable[str]:
+    def read_coordinates(self, ids: Sequence[str], span: str, num_targets: int) -> np.ndarray:
+        """Coordinates [n, M] among the targets, in the order of `ids`, float32."""
+        import numpy as np
+
+        columns = {"vector": np.zeros((len(ids), num_targets), np.float32)}
+        self._fill(coordinates_table(num_targets), ids, span, columns)
+        return columns["vector"]
+
+    def _present(self, name: str, fingerprint: str) -> set[str]:
+        where = f"fingerprint = '{hex_fingerprint(fingerprint)}'"
+        return set(self._read(name, where, ["sample_id"])["sample_id"].to_pylist())
+
+    def _fill(
+        self, name: str, ids: Sequence[str], fingerprint: str, columns: dict[str, np.ndarray]
+    ) -> None:
+        """Read the rows of some ids into columns, in the order of `ids`."""
+        import numpy as np
+
+        seen = np.zeros(len(ids), bool)
+        row_of = {i: row for row, i in enumerate(ids)}
+        for where in self._vector_queries(name, ids, fingerprint):
+            for batch in self._batches(name, where):
+                fill_rows(columns, seen, row_of, batch)
+        missing = [i for i, row in row_of.items() if not seen[row]]
+        what = f"{name.partition('_')[0]} under fingerprint {fingerprint}"
+        _refuse_missing(missing, what, self.directory)
+        if len(row_of) < len(ids):  # a repeated id was filled where it stands last
+            places = [row_of[i] for i in ids]
+            for column in columns.values():
+                column[:] = column[places]
+
+    def _vector_queries(self, name: str, ids: Sequence[str], fingerprint: str) -> Iterable[str]:
         """Look the ids up, or pass once over all rows where the ids are a fair share of them."""
         where = f"fingerprint = '{hex_fingerprint(fingerprint)}'"
-        name = gradients_table(dim)
         stored = self._table(name).count_rows(where) if self._exists(name) else 0
         return [where] if stored <= SCAN_RATIO * len(ids) else lookups(ids, where)
 

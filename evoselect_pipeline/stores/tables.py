@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
-    from evoselect_pipeline.core.features import Features
     from evoselect_pipeline.core.gradients import GradientBatch
 
 IDS_PER_QUERY = 5_000
@@ -31,6 +30,11 @@ _HEX_FINGERPRINT = re.compile(r"[0-9a-f]{8,64}")
 def gradients_table(dim: int) -> str:
     """Name of the table that holds gradients of width D."""
     return f"gradients_{int(dim)}"
+
+
+def coordinates_table(num_targets: int) -> str:
+    """Name of the table that holds coordinates among M targets."""
+    return f"coordinates_{int(num_targets)}"
 
 
 def schema_of(name: str) -> pa.Schema:
@@ -58,6 +62,11 @@ def schema_of(name: str) -> pa.Schema:
             "norm": pa.float32(),
             "loss": pa.float32(),
             "num_tokens": count,
+        },
+        "coordinates": {
+            "sample_id": text,
+            "fingerprint": text,
+            "vector": pa.list_(pa.float16(), int(dim or 1)),
         },
         "scores": of_round
         | {"weight": real, "potential": real, "energy": real}
@@ -108,29 +117,56 @@ def sample_of(row: dict[str, Any]) -> Sample:
 def gradient_rows(fingerprint: str, batch: GradientBatch) -> pa.Table:
     """Checked gradient features as Arrow rows; a repeated id only where it stands first."""
     import numpy as np
-    import pyarrow as pa
 
     vectors_nD = np.asarray(batch.vectors, np.float32)
     _check_gradients(batch, vectors_nD)
+    more = {
+        "norm": np.asarray(batch.norms, np.float32),
+        "loss": np.asarray(batch.losses, np.float32),
+        "num_tokens": np.asarray(batch.num_tokens, np.int32),
+    }
+    name = gradients_table(vectors_nD.shape[1])
+    return _vector_rows(name, fingerprint, batch.sample_ids, vectors_nD, more)
+
+
+def coordinate_rows(span: str, batch: GradientBatch) -> pa.Table:
+    """Checked coordinates among the targets as Arrow rows."""
+    import numpy as np
+
+    coordinates_nM = np.asarray(batch.coordinates, np.float32)
+    if not np.isfinite(coordinates_nM).all() or np.abs(coordinates_nM).max(initial=0) > 1.01:
+        raise NumericsError("coordinates: expected finite parts of unit vectors; look at the model")
+    name = coordinates_table(coordinates_nM.shape[1])
+    return _vector_rows(name, span, batch.sample_ids, coordinates_nM, {})
+
+
+def _vector_rows(
+    table: str,
+    fingerprint: str,
+    sample_ids: Sequence[str],
+    vectors_nD: np.ndarray,
+    more: dict[str, np.ndarray],
+) -> pa.Table:
+    import numpy as np
+    import pyarrow as pa
+
     # Lance inserts both of two equal keys in one batch.
-    first = {i: row for row, i in reversed(list(enumerate(batch.sample_ids)))}
+    first = {i: row for row, i in reversed(list(enumerate(sample_ids)))}
     rows = np.array(sorted(first.values()), int)
     flat = pa.array(vectors_nD[rows].astype(np.float16).ravel())
     columns = {
-        "sample_id": [hex_id(batch.sample_ids[row]) for row in rows],
+        "sample_id": [hex_id(sample_ids[row]) for row in rows],
         "fingerprint": [hex_fingerprint(fingerprint)] * len(rows),
         "vector": pa.FixedSizeListArray.from_arrays(flat, vectors_nD.shape[1]),
-        "norm": np.asarray(batch.norms, np.float32)[rows],
-        "loss": np.asarray(batch.losses, np.float32)[rows],
-        "num_tokens": np.asarray(batch.num_tokens, np.int32)[rows],
+        **{name: values[rows] for name, values in more.items()},
     }
-    return pa.table(columns, schema=schema_of(gradients_table(vectors_nD.shape[1])))
+    return pa.table(columns, schema=schema_of(table))
 
 
-def fill_gradients(
-    stored: Features, seen: np.ndarray, row_of: dict[str, int], batch: pa.RecordBatch
+def fill_rows(
+    columns: dict[str, np.ndarray], seen: np.ndarray, row_of: dict[str, int], batch: pa.RecordBatch
 ) -> None:
-    """Copy the rows that were asked for out of one Arrow batch."""
+    """Copy the rows that were asked for out of one Arrow batch, column by column."""
     import numpy as np
 
     pairs = [
@@ -141,11 +177,10 @@ def fill_gradients(
     if not pairs:
         return
     rows, positions = np.array(pairs).T
-    dim = stored.vectors.shape[1]
-    vectors_nD = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    stored.vectors[rows] = vectors_nD[positions]
-    for name, target in (("norm", 1), ("loss", 2), ("num_tokens", 3)):
-        stored[target][rows] = batch[name].to_numpy(zero_copy_only=False)[positions]
+    for name, column in columns.items():
+        values = batch[name].flatten() if column.ndim == 2 else batch[name]
+        flat = values.to_numpy(zero_copy_only=False)
+        column[rows] = flat.reshape(-1, *column.shape[1:])[positions]
     seen[rows] = True
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from evoselect_pipeline.core.encoding import Encoder
-from evoselect_pipeline.core.gradients import LoraFactors
 from evoselect_pipeline.core.records import digest
+from evoselect_pipeline.core.representations import LoraFactors
 from evoselect_pipeline.errors import ArtifactError, ConfigError, DataError
 from evoselect_pipeline.playground.tasks import BASE_MODEL_DIR
 
@@ -51,20 +51,28 @@ def model_path(name: str) -> str:
     return str(BASE_MODEL_DIR) if name == PLAYGROUND else name
 
 
-def load_base(settings: ModelSettings, *, attention: str = "sdpa") -> PreTrainedModel:
+def load_base(settings: ModelSettings, *, attention: str | None = None) -> PreTrainedModel:
     """Load a causal LM, weights from safetensors only.
 
     Parameters
     ----------
     settings : ModelSettings
         Name or folder and revision.
-    attention : {"sdpa", "eager"}
-        Gradient features need "eager": fused kernels make a row depend on its batch.
+    attention : str, optional
+        As transformers names it; what suits the model and the machine if not given.
     """
     transformers_logging.disable_progress_bar()
+    path = model_path(settings.name)
     try:
+        config = AutoConfig.from_pretrained(path, revision=settings.revision)
+        if getattr(config, "quantization_config", None):
+            raise ConfigError(
+                f"{settings.name!r} has quantised weights, into which no adapter can be merged;"
+                " name the model that it was made from"
+            )
         model = AutoModelForCausalLM.from_pretrained(
-            model_path(settings.name),
+            path,
+            config=config,
             revision=settings.revision,
             dtype=getattr(torch, settings.dtype),
             attn_implementation=attention,
@@ -146,19 +154,44 @@ def with_adapter(
 def load_proxy(
     settings: ModelSettings, adapter: Path | None, lora: LoraSettings, seed: int
 ) -> Proxy:
-    """Load the proxy with its adapter merged, keeping the factors to differentiate."""
-    adapted = with_adapter(load_base(settings, attention="eager"), adapter, lora, seed).eval()
-    prefix = "base_model.model."
+    """Load the proxy with its adapter merged, keeping the factors to differentiate.
+
+    Raises
+    ------
+    ConfigError
+        If an adapted layer is not linear.
+    """
+    base = load_base(settings, attention=_exact_attention())
+    adapted = with_adapter(base, adapter, lora, seed).eval()
     factors = {
-        name.removeprefix(prefix): LoraFactors(
-            down=_weight(layer.lora_A["default"]),
-            up=_weight(layer.lora_B["default"]),
-            scale=float(layer.scaling["default"]),
-        )
+        name.removeprefix("base_model.model."): _factors(name, layer)
         for name, layer in adapted.named_modules()
         if isinstance(layer, LoraLayer)
     }
     return Proxy(adapted.merge_and_unload(), factors, _factors_digest(settings, factors))
+
+
+def _exact_attention() -> str | None:
+    """On a GPU fused kernels make a row's gradient depend on its batch; on a CPU they do not."""
+    return "eager" if device().type == "cuda" else None
+
+
+def _factors(name: str, layer: LoraLayer) -> LoraFactors:
+    base = layer.get_base_layer()
+    weight = getattr(base, "weight", None)
+    if "default" not in layer.lora_A or weight is None or weight.dim() != 2:
+        raise ConfigError(
+            f"lora.targets: {name} is a {type(base).__name__}, gradient features need linear"
+            " layers; name some, as q_proj, k_proj, v_proj and o_proj, instead of 'all-linear'"
+            " (the fused experts of a mixture are none)"
+        )
+    up_ro = _weight(layer.lora_B["default"]).T.contiguous()
+    return LoraFactors(
+        down_ri=_weight(layer.lora_A["default"]),
+        up_ro=up_ro,
+        scale=float(layer.scaling["default"]),
+        fresh=not up_ro.any(),
+    )
 
 
 def _weight(module: torch.nn.Module) -> torch.Tensor:
@@ -179,7 +212,7 @@ def _factors_digest(settings: ModelSettings, factors: dict[str, LoraFactors]) ->
     """Identify a proxy by its base model and the exact numbers of its adapter."""
     numbers = hashlib.sha256()
     for name, factor in sorted(factors.items()):
-        for tensor in (factor.down, factor.up):
+        for tensor in (factor.down_ri, factor.up_ro):
             numbers.update(name.encode())
             numbers.update(tensor.float().cpu().numpy().tobytes())
     return digest(base_fingerprint(settings), numbers.hexdigest())

@@ -97,7 +97,8 @@ store = lance.LanceStore(Home(sys.argv[1]))
 cost = float(sys.argv[2])
 ids = ids_of(60)
 store.put_samples(samples(60), "sums", 0)
-todo = store.missing_gradients(ids, PROXY, D)
+present = store.present(PROXY, D)
+todo = [i for i in ids if i not in present]
 for start in range(0, len(todo), 10):
     store.put_gradients(PROXY, features(todo[start : start + 10]))
     print(*todo[start : start + 10], flush=True)
@@ -148,7 +149,8 @@ from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.unit.test_lance import PROXY, features, ids_of
 lance.COMPACT_FRAGMENTS = 4
 store = lance.LanceStore(Home(sys.argv[1]))
-todo = store.missing_gradients(ids_of(1500), PROXY, 256)
+present = store.present(PROXY, 256)
+todo = [i for i in ids_of(1500) if i not in present]
 print("start", flush=True)
 for start in range(0, len(todo), 20):
     store.put_gradients(PROXY, features(todo[start : start + 20], 256))

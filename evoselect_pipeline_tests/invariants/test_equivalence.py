@@ -140,7 +140,11 @@ def test_extraction_goes_on_where_it_was_interrupted_with_the_same_bits():
     proxy, encoder = load_proxy(MODEL, None, LORA, SEED), load_encoder(MODEL)
 
     def batches(present=frozenset()):
-        return list(compute_gradients(samples, proxy, encoder, settings, SEED, present=present)[0])
+        return list(
+            compute_gradients(
+                samples, targets(), proxy, encoder, settings, SEED, present=present
+            ).batches
+        )
 
     whole = batches()
     done = len(whole) // 2
@@ -149,6 +153,7 @@ def test_extraction_goes_on_where_it_was_interrupted_with_the_same_bits():
     assert [batch.sample_ids for batch in rest] == [batch.sample_ids for batch in whole[done:]]
     for batch, other in zip(rest, whole[done:], strict=True):
         assert np.array_equal(batch.vectors, other.vectors)
+        assert np.array_equal(batch.coordinates, other.coordinates)
 
 
 def write(path, samples: list[Sample]) -> None:

@@ -1,5 +1,7 @@
 """Law: hook gradients are the explicit per-sample LoRA gradients, whatever the company of a row."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,22 @@ from peft import PeftModel
 
 from evoselect_pipeline.config import LoraSettings, ModelSettings
 from evoselect_pipeline.core.encoding import Encoded
-from evoselect_pipeline.core.gradients import GradientExtractor, extract_gradients
-from evoselect_pipeline.core.sketch import PermutedFold
+from evoselect_pipeline.core.features import join_span
+from evoselect_pipeline.core.forward import CausalPass
+from evoselect_pipeline.core.gradients import (
+    GradientExtractor,
+    concatenate,
+    extract_gradients,
+    find_target_span,
+)
+from evoselect_pipeline.core.representations import LayerGradients
+from evoselect_pipeline.core.sketch import PermutedFold, fold
 from evoselect_pipeline.errors import ConfigError
 from evoselect_pipeline.training.models import load_base, load_proxy, with_adapter
 
 LORA = LoraSettings(rank=4, alpha=8.0)
 SEED = 3
+DIM, SKETCH_SEED = 64, 9
 
 
 def rows_of_many_lengths(count=13):
@@ -59,7 +70,7 @@ def explicit_features(settings, adapter, sketch, row, prompt_weight=0.0):
         prompt_loss = torch.nn.functional.cross_entropy(logits[asked], ids[0, 1 : row.num_prompt])
         represented = loss + prompt_weight * prompt_loss
     represented.backward()
-    total, square = torch.zeros(sketch.dim), 0.0
+    total, square = torch.zeros(sketch.width), 0.0
     for name, parameter in model.named_parameters():
         if parameter.grad is None:
             continue
@@ -67,15 +78,21 @@ def explicit_features(settings, adapter, sketch, row, prompt_weight=0.0):
         block = block.replace(".lora_A", ".down").replace(".lora_B", ".up")
         if float(parameter.grad.abs().max()) == 0.0:
             continue
-        total += sketch(block, parameter.grad.reshape(1, -1))[0]
+        piece = parameter.grad.T if block.endswith(".up") else parameter.grad
+        total += sketch(block, piece.reshape(1, -1))[0]
         square += float(parameter.grad.square().sum())
+    total = fold(total[None], DIM)[0]
     return (total / total.norm()).numpy(), square**0.5, float(loss.detach())
 
 
+def extractor_of(proxy, prompt_weight=0.0):
+    causal = CausalPass(proxy.model, pad_id=0, prompt_weight=prompt_weight)
+    measure = LayerGradients(proxy.model, proxy.factors)
+    return GradientExtractor(causal, measure, DIM, SKETCH_SEED)
+
+
 def features_of(settings, adapter, rows, batch_tokens, prompt_weight=0.0):
-    proxy = load_proxy(settings, adapter, LORA, SEED)
-    sketch = PermutedFold(64, seed=9)
-    extractor = GradientExtractor(proxy.model, proxy.factors, sketch, 0, prompt_weight)
+    extractor = extractor_of(load_proxy(settings, adapter, LORA, SEED), prompt_weight)
     found = {}
     for batch in extract_gradients(extractor, rows, batch_tokens=batch_tokens):
         for place, sample_id in enumerate(batch.sample_ids):
@@ -94,7 +111,7 @@ def test_hook_gradients_equal_explicit_gradients(settings, trained_adapter, kind
     adapter = trained_adapter if kind == "trained" else None
     rows = rows_of_many_lengths()
     found = features_of(settings, adapter, rows, 200, prompt_weight)
-    sketch = PermutedFold(64, seed=9)
+    sketch = PermutedFold(SKETCH_SEED)
     for row in rows:
         vector, norm, loss = explicit_features(settings, adapter, sketch, row, prompt_weight)
         got_vector, got_norm, got_loss, num_tokens = found[row.sample_id]
@@ -117,8 +134,7 @@ def test_a_row_does_not_depend_on_batch_order_or_padding(settings, trained_adapt
 
 def test_a_resumed_extraction_gives_the_same_bits(settings):
     rows = rows_of_many_lengths(40)
-    proxy = load_proxy(settings, None, LORA, SEED)
-    extractor = GradientExtractor(proxy.model, proxy.factors, PermutedFold(64, seed=9), pad_id=0)
+    extractor = extractor_of(load_proxy(settings, None, LORA, SEED))
     whole = {
         sample_id: batch.vectors[place].tobytes()
         for batch in extract_gradients(extractor, rows, batch_tokens=120)
@@ -133,12 +149,30 @@ def test_a_resumed_extraction_gives_the_same_bits(settings):
 
 def test_the_proxy_itself_gets_no_gradients(settings):
     proxy = load_proxy(settings, None, LORA, SEED)
-    extractor = GradientExtractor(proxy.model, proxy.factors, PermutedFold(16, seed=0), pad_id=0)
-    extractor(rows_of_many_lengths(3))
+    extractor_of(proxy)(rows_of_many_lengths(3))
     assert not proxy.model.training
     assert all(parameter.grad is None for parameter in proxy.model.parameters())
 
 
 def test_a_model_without_adapted_layers_is_refused(settings):
     with pytest.raises(ConfigError, match="no adapted layers"):
-        GradientExtractor(load_base(settings), {}, PermutedFold(16, seed=0), pad_id=0)
+        LayerGradients(load_base(settings), {})
+
+
+def test_rows_are_placed_among_the_targets_as_exactly_as_the_wide_sketch_places_them(settings):
+    rows = rows_of_many_lengths(20)
+    extractor = extractor_of(load_proxy(settings, None, LORA, SEED))
+    targets = [*rows[:4], replace(rows[0], sample_id="f" * 32)]  # one of them twice
+    span = find_target_span(extractor, targets, batch_tokens=100)
+    batch = concatenate(list(extract_gradients(extractor, rows, span=span, batch_tokens=120)))
+    joined = join_span(batch.vectors, batch.coordinates, span.folded)
+    np.testing.assert_allclose(np.linalg.norm(joined, axis=1), 1, atol=1e-6)
+    wide = np.concatenate([extractor.wide([row])[0].numpy() for row in rows])
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    place = {sample_id: n for n, sample_id in enumerate(batch.sample_ids)}
+    joined = joined[[place[row.sample_id] for row in rows]]
+    np.testing.assert_allclose(joined @ joined[:4].T, wide @ wide[:4].T, atol=1e-4)
+    # Between other rows only the part outside the span is estimated.
+    sketched = batch.vectors[[place[row.sample_id] for row in rows]][4:]
+    exact, found, rough = (v @ v.T for v in (wide[4:], joined[4:], sketched))
+    assert np.abs(found - exact).mean() < np.abs(rough - exact).mean()

@@ -40,6 +40,7 @@ def features(ids, dim=D):
         norms=scale.astype(np.float32),
         losses=(scale / 7).astype(np.float32),
         num_tokens=scale.astype(np.int32),
+        coordinates=vectors[:, :3],
     )
 
 
@@ -130,14 +131,30 @@ def test_gradients_come_back_in_the_order_asked_for(store, monkeypatch, scan_rat
         np.testing.assert_array_equal(getattr(stored, name), getattr(expected, name))
 
 
+def test_a_row_is_placed_among_targets_before_its_gradient_counts_as_stored(store):
+    ids = ids_of(9)
+    store.put_gradients(PROXY, features(ids[:4]), span=OTHER)
+    store.put_gradients(PROXY, features(ids[4:]))
+    assert store.present(PROXY, D) == set(ids) and store.placed(OTHER, 3) == set(ids[:4])
+    asked = [ids[2], ids[0], ids[2]]
+    stored = store.read_coordinates(asked, OTHER, 3)
+    np.testing.assert_allclose(stored, features(asked).vectors[:, :3], atol=1e-3)
+    with pytest.raises(ArtifactError, match="1 coordinates under fingerprint"):
+        store.read_coordinates(ids[:5], OTHER, 3)
+    broken = features(ids)
+    broken.coordinates[2, 1] = np.inf
+    with pytest.raises(NumericsError, match="coordinates: expected finite"):
+        store.put_gradients(PROXY, broken, span=OTHER)
+
+
 def test_gradients_of_another_fingerprint_or_width_are_never_mixed_in(store):
     ids = ids_of(10)
     store.put_gradients(PROXY, features(ids))
     store.put_gradients(OTHER, features(ids[:4]))
     store.put_gradients(PROXY, features(ids[:2], dim=8))
     assert store.present(PROXY, D) == set(ids)
-    assert store.missing_gradients([*ids, ids[0]], OTHER, D) == ids[4:]
-    assert store.missing_gradients(ids, PROXY, 8) == ids[2:]
+    assert store.present(OTHER, D) == set(ids[:4])
+    assert store.present(PROXY, 8) == set(ids[:2])
     with pytest.raises(ArtifactError, match="6 gradients"):
         store.read_gradients(ids, OTHER, D)
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from evoselect_pipeline.config import LoraSettings, ModelSettings
-from evoselect_pipeline.core.gradients import GradientExtractor, concatenate, extract_gradients
+from evoselect_pipeline.config import GradientSettings, LoraSettings, ModelSettings
+from evoselect_pipeline.core.gradients import concatenate, extract_gradients
 from evoselect_pipeline.core.losses import answer_losses
-from evoselect_pipeline.core.sketch import PermutedFold
 from evoselect_pipeline.playground.tasks import task_rows
+from evoselect_pipeline.rounds.representation import make_extractor
 from evoselect_pipeline.training.models import PLAYGROUND, load_base, load_encoder, load_proxy
 
 SETTINGS = ModelSettings(name=PLAYGROUND)
@@ -35,7 +35,8 @@ def model():
 
 def test_losses_equal_those_of_the_gradients(model, encoder, rows):
     proxy = load_proxy(SETTINGS, None, LoraSettings(rank=2), 0)
-    extractor = GradientExtractor(proxy.model, proxy.factors, PermutedFold(16, 0), encoder.pad_id)
+    settings = GradientSettings(dim=16, prompt_weight=0.0)
+    extractor = make_extractor(proxy, encoder, settings, seed=0)
     batch = concatenate(list(extract_gradients(extractor, rows, batch_tokens=600)))
     expected = dict(zip(batch.sample_ids, batch.losses, strict=True))
     losses = answer_losses(model, rows, encoder.pad_id, batch_tokens=600)
