@@ -185,9 +185,10 @@ def _factors(name: str, layer: LoraLayer) -> LoraFactors:
             " layers; name some, as q_proj, k_proj, v_proj and o_proj, instead of 'all-linear'"
             " (the fused experts of a mixture are none)"
         )
-    up_ro = _weight(layer.lora_B["default"]).T.contiguous()
+    # peft keeps adapters in float32 whatever the model is in.
+    up_ro = _weight(layer.lora_B["default"]).T.contiguous().to(weight.dtype)
     return LoraFactors(
-        down_ri=_weight(layer.lora_A["default"]),
+        down_ri=_weight(layer.lora_A["default"]).to(weight.dtype),
         up_ro=up_ro,
         scale=float(layer.scaling["default"]),
         fresh=not up_ro.any(),

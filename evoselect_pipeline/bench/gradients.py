@@ -1,0 +1,375 @@
+"""`bench gradients`: what each representation costs beside a training pass, and how true it is.
+
+Times are paired: every repeat runs every variant over the same batches, one after the other, and a
+ratio is the median of the repeats' own ratios. Memory is measured in a process per variant.
+
+Notation: n rows, M targets, P numbers of a row's exact gradient, D width of a sketch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evoselect_pipeline.bench.reference import (
+    SIZES,
+    forward_backward,
+    reference_adapter,
+    reference_model,
+    reference_rows,
+)
+from evoselect_pipeline.config import GradientSettings, LoraSettings, ModelSettings
+from evoselect_pipeline.core.encoding import Encoded, Encoder, token_batches
+from evoselect_pipeline.core.features import join_span
+from evoselect_pipeline.core.gradients import GradientExtractor, find_target_span
+from evoselect_pipeline.progress import progress
+from evoselect_pipeline.rounds.representation import make_extractor
+from evoselect_pipeline.training.models import (
+    PLAYGROUND,
+    load_base,
+    load_encoder,
+    load_proxy,
+    with_adapter,
+)
+
+YARDSTICK = "forward + backward"
+HEAD_DIM = 512  # of what has few numbers to begin with
+BATCH_ONE = "batch 1, dense projection"
+
+
+@dataclass(frozen=True)
+class GradientsRequest:
+    """What was asked for: the model, `small`, `big`, or a name, and how much of everything."""
+
+    model: str
+    num_rows: int
+    num_targets: int
+    num_fidelity: int
+    dim: int
+    prompt_weight: float
+    batch_tokens: int
+    repeats: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured on: a model with a trained adapter, rows, and targets."""
+
+    model: ModelSettings
+    adapter: Path
+    lora: LoraSettings
+    rows: tuple[Encoded, ...]  # to time
+    judged: tuple[Encoded, ...]  # whose exact gradients are held against
+    targets: tuple[Encoded, ...]
+    batch_tokens: int
+    seed: int
+
+    @cached_property
+    def batches(self) -> list[list[Encoded]]:
+        """The rows in batches of like length, the same for every variant."""
+        return token_batches(self.rows, self.batch_tokens)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The model's own encoder."""
+        return load_encoder(self.model)
+
+    def extractor(self, settings: GradientSettings, dtype: str | None = None) -> GradientExtractor:
+        """The extractor of a representation."""
+        model = self.model if dtype is None else self.model.model_copy(update={"dtype": dtype})
+        proxy = load_proxy(model, self.adapter, self.lora, self.seed)
+        return make_extractor(proxy, self.encoder, settings, self.seed)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to represent rows; without settings it is a pass that represents none."""
+
+    name: str
+    settings: GradientSettings | None = None
+    with_span: bool = False
+    dtype: str | None = None
+
+
+def variants(dim: int, prompt_weight: float) -> list[Variant]:
+    """Plain passes, what is compared with them, and the peer that works row by row."""
+
+    def of(width: int = dim, **keys: Any) -> GradientSettings:
+        return GradientSettings(prompt_weight=prompt_weight, dim=width, **keys)
+
+    return [
+        Variant("forward only"),
+        Variant(YARDSTICK),
+        Variant("LoRA training pass"),
+        Variant("lora", of()),
+        Variant("lora, target span", of(), with_span=True),
+        Variant("lora, bfloat16", of(), dtype="bfloat16"),
+        Variant("lora, top half", of(top_layers=0.5)),
+        Variant("two_sided", of(representation="two_sided")),
+        Variant("lm_head", of(HEAD_DIM, representation="lm_head")),
+        Variant("hidden", of(HEAD_DIM, representation="hidden")),
+        Variant(BATCH_ONE, of()),
+    ]
+
+
+def measure_gradients(request: GradientsRequest) -> dict[str, Any]:
+    """Measure cost, memory and truth of every variant, on one thread."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        subject = prepare(request, Path(folder))
+        found = variants(request.dim, request.prompt_weight)
+        passes = {variant.name: run_of(subject, variant) for variant in found}
+        seconds = _timed(passes, request.repeats)
+        del passes
+        truth = fidelity(subject, found)
+        peaks = {}
+        for number, variant in enumerate(found):
+            peaks[variant.name] = peak_mb(subject, variant)
+            progress("variants for memory", number + 1, len(found))
+        results = [
+            _result(variant, seconds, len(subject.rows), peaks[variant.name])
+            | truth.get(variant.name, {"spearman": None, "spearman_rows": None})
+            for variant in found
+        ]
+        lengths = [len(row.input_ids) for row in subject.rows]
+        adapted = with_adapter(load_base(subject.model), subject.adapter, subject.lora, 0)
+        return {
+            "results": results,
+            "num_rows": len(lengths),
+            "shortest": min(lengths),
+            "longest": max(lengths),
+            "num_parameters": sum(p.numel() for p in adapted.base_model.parameters()),
+            "gradient_size": sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n),
+        }
+
+
+def prepare(request: GradientsRequest, folder: Path) -> Subject:
+    """Make or load the model, and train its adapter for a moment."""
+    is_reference, lora = request.model in SIZES, LoraSettings()
+    encoder = load_encoder(ModelSettings(name=PLAYGROUND if is_reference else request.model))
+    num_rows = max(request.num_rows, request.num_fidelity)
+    rows = reference_rows(encoder, num_rows + request.num_targets, request.seed)
+    settings = ModelSettings(name=request.model)
+    if is_reference:
+        settings = reference_model(request.model, encoder.tokenizer, rows, folder / "model")
+    adapter = reference_adapter(settings, lora, rows, folder, request.seed)
+    return Subject(
+        settings,
+        adapter,
+        lora,
+        rows=tuple(rows[: request.num_rows]),
+        judged=tuple(rows[: request.num_fidelity]),
+        targets=tuple(rows[num_rows:]),
+        batch_tokens=request.batch_tokens,
+        seed=request.seed,
+    )
+
+
+def _result(
+    variant: Variant, seconds: dict[str, list[float]], num_rows: int, peak: float
+) -> dict[str, Any]:
+    own = np.array(seconds[variant.name])
+    beside = {name: own / np.array(seconds[name]) for name in (YARDSTICK, BATCH_ONE)}
+    return {
+        "representation": variant.name,
+        "dim": None if variant.settings is None else variant.settings.dim,
+        "samples_per_s": num_rows / float(np.median(own)),
+        "ratio_to_forward_backward": float(np.median(beside[YARDSTICK])),
+        "ratio_range": [float(beside[YARDSTICK].min()), float(beside[YARDSTICK].max())],
+        "ratio_to_batch1": float(np.median(beside[BATCH_ONE])),
+        "peak_mb": peak,
+    }
+
+
+def _timed(passes: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    done, total = 0, (repeats + 1) * len(passes)
+    for repeat in range(repeats + 1):
+        for name, run in passes.items():
+            started = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if repeat:  # the first is warm-up: kernels are chosen, signs are drawn
+                seconds[name].append(time.perf_counter() - started)
+            done += 1
+            progress("timed passes", done, total)
+    return seconds
+
+
+def run_of(subject: Subject, variant: Variant) -> Callable[[], None]:
+    """A variant's pass over all batches, with everything loaded beforehand."""
+    pad_id = subject.encoder.pad_id
+    if variant.settings is None:
+        model = load_base(subject.model)
+        if variant.name == "LoRA training pass":
+            model = with_adapter(model, subject.adapter, subject.lora, subject.seed, trainable=True)
+        run = _forward if variant.name == "forward only" else forward_backward
+
+        def plain() -> None:
+            for batch in subject.batches:
+                run(model, batch, pad_id)
+                model.zero_grad(set_to_none=True)
+
+        return plain
+    if variant.name == BATCH_ONE:
+        return BatchOne(subject, variant.settings.dim)
+    extractor = subject.extractor(variant.settings, variant.dtype)
+    span = None
+    if variant.with_span:
+        span = find_target_span(extractor, subject.targets, batch_tokens=subject.batch_tokens)
+
+    def extract() -> None:
+        for batch in subject.batches:
+            extractor(batch, span)
+
+    return extract
+
+
+@torch.inference_mode()
+def _forward(model, batch: Sequence[Encoded], pad_id: int) -> None:
+    length = max(len(row.input_ids) for row in batch)
+    ids = [list(row.input_ids) + [pad_id] * (length - len(row.input_ids)) for row in batch]
+    device = next(model.parameters()).device
+    model(input_ids=torch.tensor(ids, device=device), use_cache=False)
+
+
+class BatchOne:
+    """The peer: autograd row by row through the unmerged adapter, then a dense projection.
+
+    As LESS does it (Xia et al. 2024), without its CUDA kernel: a matrix of Rademacher signs, which
+    is drawn beforehand and not counted as memory of the pass.
+    """
+
+    def __init__(self, subject: Subject, dim: int):
+        self.subject = subject
+        model = load_base(subject.model)
+        self.model = with_adapter(
+            model, subject.adapter, subject.lora, subject.seed, trainable=True
+        ).eval()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        size = sum(parameter.numel() for parameter in self.parameters)
+        draw = torch.Generator().manual_seed(subject.seed)
+        self.signs_PD = torch.randint(0, 2, (size, dim), generator=draw, dtype=torch.float32)
+        self.signs_PD.mul_(2).sub_(1)
+
+    def __call__(self) -> None:
+        """Represent every row."""
+        for row in self.subject.rows:
+            self.vector(row)
+
+    def vector(self, row: Encoded) -> torch.Tensor:
+        """The projected gradient [D] of one row's answer loss."""
+        return self.gradient(row) @ self.signs_PD
+
+    def gradient(self, row: Encoded) -> torch.Tensor:
+        """The exact gradient [P]."""
+        forward_backward(self.model, [row], self.subject.encoder.pad_id)
+        flat = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
+        self.model.zero_grad(set_to_none=True)
+        return flat
+
+
+def fidelity(subject: Subject, found: Sequence[Variant]) -> dict[str, dict[str, float]]:
+    """Rank correlation of cosines with those of exact gradients of all adapted layers.
+
+    `spearman` is over pairs of rows and targets, `spearman_rows` over pairs of rows.
+    """
+    from scipy.stats import spearmanr
+
+    rows = [*subject.judged, *subject.targets]
+    represented = [variant for variant in found if variant.settings is not None]
+    weight = represented[0].settings.prompt_weight if represented[0].settings else 0.0
+    exact = _cosines(_exact(subject, rows, weight), len(subject.targets))
+    truth = {}
+    for number, variant in enumerate(represented):
+        if variant.name != BATCH_ONE:
+            vectors = _vectors(subject, variant, rows)
+        elif weight:  # it knows the answer's loss alone
+            continue
+        else:
+            peer = BatchOne(subject, variant.settings.dim)  # type: ignore[union-attr]
+            vectors = torch.stack([peer.vector(row) for row in rows]).numpy()
+        own = _cosines(vectors, len(subject.targets))
+        truth[variant.name] = {
+            key: float(spearmanr(one, other)[0])  # type: ignore[arg-type]
+            for key, one, other in zip(("spearman", "spearman_rows"), exact, own, strict=True)
+        }
+        progress("variants for fidelity", number + 1, len(represented))
+    return truth
+
+
+def _exact(subject: Subject, rows: Sequence[Encoded], prompt_weight: float) -> np.ndarray:
+    """The pieces themselves, unsketched, [n, P]."""
+    extractor = subject.extractor(GradientSettings(prompt_weight=prompt_weight))
+    whole = []
+    for row in rows:
+        pieces: dict[str, torch.Tensor] = {}
+        extractor.measure(
+            extractor.causal, [row], lambda name, piece, into=pieces: into.update({name: piece[0]})
+        )
+        whole.append(torch.cat([pieces[name] for name in sorted(pieces)]).numpy())
+    return np.stack(whole)
+
+
+def _vectors(subject: Subject, variant: Variant, rows: Sequence[Encoded]) -> np.ndarray:
+    assert variant.settings is not None
+    extractor = subject.extractor(variant.settings, variant.dtype)
+    span = find_target_span(extractor, subject.targets) if variant.with_span else None
+    place_of = {row.sample_id: place for place, row in enumerate(rows)}
+    parts: list[np.ndarray] = [np.zeros(0)] * len(rows)
+    for batch in token_batches(rows, subject.batch_tokens):
+        found = extractor(batch, span)
+        # As they are stored.
+        vectors = found.vectors.astype(np.float16).astype(np.float32)
+        if span is not None:
+            coordinates = found.coordinates.astype(np.float16).astype(np.float32)
+            vectors = join_span(vectors, coordinates, span.folded)
+        for sample_id, vector in zip(found.sample_ids, vectors, strict=True):
+            parts[place_of[sample_id]] = vector
+    return np.stack(parts)
+
+
+def _cosines(vectors: np.ndarray, num_targets: int) -> tuple[np.ndarray, np.ndarray]:
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows, targets = unit[:-num_targets], unit[-num_targets:]
+    above = np.triu_indices(len(rows), 1)
+    return (rows @ targets.T).ravel(), (rows @ rows.T)[above]
+
+
+def peak_mb(subject: Subject, variant: Variant) -> float:
+    """Memory that the pass takes above what the loaded model does, in MB, in its own process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_peak_mb, subject, variant).result()
+
+
+def _peak_mb(subject: Subject, variant: Variant) -> float:
+    torch.set_num_threads(1)
+    run = run_of(subject, variant)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    before = _status_mb("VmRSS")
+    run()
+    return _status_mb("VmHWM") - before
+
+
+def _status_mb(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024

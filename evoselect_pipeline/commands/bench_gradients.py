@@ -1,0 +1,80 @@
+"""`evoselect bench gradients`: measure every representation, report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+
+from evoselect_pipeline.bench.adaptation import machine
+from evoselect_pipeline.bench.gradients import GradientsRequest, measure_gradients
+from evoselect_pipeline.commands.console import (
+    live_progress,
+    print_json,
+    print_table,
+    stderr,
+    stdout,
+)
+from evoselect_pipeline.errors import EvoselectError
+
+COLUMNS = (
+    "representation",
+    "width",
+    "rows/s",
+    "x forward+backward",
+    "of all repeats",
+    "x batch 1",
+    "peak MB",
+    "Spearman to targets",
+    "between rows",
+)
+
+
+def bench_gradients(request: GradientsRequest, format: str) -> int:
+    """Measure cost and truth of gradient features; return 0, or 1 if a measurement failed."""
+    try:
+        with live_progress():
+            report = measure_gradients(request)
+    except EvoselectError as error:
+        stderr.print(f"[red]the bench failed[/red]: {escape(str(error))}", soft_wrap=True)
+        return 1
+    report["versions"] = machine()
+    if format == "json":
+        print_json(report)
+        return 0
+    print_table("Gradient features, one thread", COLUMNS, [_cells(r) for r in report["results"]])
+    for note in _notes(request, report):
+        stdout.print(note, style="dim", highlight=False)
+    return 0
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    low, high = row["ratio_range"]
+    truth = (row["spearman"], row["spearman_rows"])
+    return [
+        row["representation"],
+        "" if row["dim"] is None else str(row["dim"]),
+        f"{row['samples_per_s']:.1f}",
+        f"{row['ratio_to_forward_backward']:.2f}",
+        f"{low:.2f}-{high:.2f}",
+        f"{row['ratio_to_batch1']:.2f}",
+        f"{row['peak_mb']:.0f}",
+        *("" if value is None else f"{value:.3f}" for value in truth),
+    ]
+
+
+def _notes(request: GradientsRequest, report: dict[str, Any]) -> list[str]:
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    return [
+        f"Model {request.model}: {report['num_parameters']:,} parameters, of them"
+        f" {report['gradient_size']:,} in the adapter. {report['num_rows']} timed rows of"
+        f" {report['shortest']} to {report['longest']} tokens, {request.batch_tokens} padded tokens"
+        f" in a batch; medians of {request.repeats} paired repeats. {request.num_fidelity} rows and"
+        f" {request.num_targets} targets for the correlations. Prompt weight"
+        f" {request.prompt_weight:g}, seed {request.seed}.",
+        "forward + backward: a plain pass that trains all weights, over the same batches. batch 1:"
+        " row by row through the unmerged adapter, then a dense projection, as LESS does it."
+        " Spearman: rank correlation of cosines with those of exact gradients of the whole adapter,"
+        " between rows and targets, and between rows. Peak: above the loaded model.",
+        f"Measured on {versions}.",
+    ]
