@@ -133,3 +133,72 @@ def ablation(
         out=out,
     )
     sys.exit(bench_ablation(request, format.value))
+
+
+@bench.command()
+def scale(
+    n: Annotated[
+        list[int] | None,
+        typer.Option("--n", help="Candidates; may be repeated.", show_default="10000 100000"),
+    ] = None,
+    targets: Annotated[int, typer.Option(min=1, help="Target rows.")] = 256,
+    dim: Annotated[int, typer.Option(min=2, help="Width of the vectors.")] = 512,
+    k: Annotated[int, typer.Option("--k", min=1, help="Rows to choose.")] = 1024,
+    dtype: Annotated[str, typer.Option(help="float32 or float16, of the stored vectors.")] = (
+        "float32"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of the synthetic vectors.")] = 0,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Paired repeats; none starts after a minute.")
+    ] = 5,
+    max_memory: Annotated[
+        float, typer.Option(min=0.1, metavar="GB", help="Leave out what would need more.")
+    ] = 4.0,
+    format: ReportFormat = Format.table,
+) -> None:
+    """Measure the exact choice on ever larger pools against one pass of similarities.
+
+    Vectors are synthetic, in a temporary folder, and mapped; each measurement is a process of its
+    own, on one thread. A million rows (--n 1000000) take 2 GB of disk and some minutes.
+    """
+    from evoselect_pipeline.bench.scale import ScaleRequest
+    from evoselect_pipeline.commands.bench_scale import bench_scale
+
+    sizes = tuple(n or (10_000, 100_000))
+    request = ScaleRequest(sizes, targets, dim, k, dtype, seed, repeats, max_memory)
+    sys.exit(bench_scale(request, format.value))
+
+
+@bench.command()
+def gradients(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="`small` or `big`, a Llama made for it; `playground`; a hub name or folder."
+        ),
+    ] = "playground",
+    rows: Annotated[int, typer.Option(min=2, help="Rows of 20 to 250 tokens to time.")] = 100,
+    targets: Annotated[int, typer.Option(min=2, help="Target rows.")] = 48,
+    fidelity_rows: Annotated[
+        int, typer.Option(min=2, help="Rows whose exact gradients are held against.")
+    ] = 200,
+    dim: Annotated[int, typer.Option(min=1, help="Width of the sketch.")] = 2048,
+    prompt_weight: Annotated[
+        float, typer.Option(min=0, help="Weight of the prompt's loss beside the answer's.")
+    ] = 1.0,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens in a batch.")] = 4096,
+    repeats: Annotated[int, typer.Option(min=1, help="Paired repeats.")] = 5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    format: ReportFormat = Format.table,
+) -> None:
+    """Measure what each representation of a row costs beside a training pass, and how true it is.
+
+    On one thread. `big` takes half an hour and 8 GB; what is compared row by row takes most of it.
+    """
+    from evoselect_pipeline.bench.gradients import GradientsRequest
+    from evoselect_pipeline.commands.bench_gradients import bench_gradients
+
+    request = GradientsRequest(
+        *(model, rows, targets, fidelity_rows, dim, prompt_weight, batch_tokens, repeats, seed)
+    )
+    sys.exit(bench_gradients(request, format.value))

@@ -25,7 +25,8 @@ class Choice:
 
     `unreached` targets never got a row, `exhausted` ones got some and then ran out before the
     budget did; both are target numbers. `refusals` maps the rows that were implausible, or
-    that the budget had no room for, to a stage and a sentence.
+    that the budget had no room for, to a stage and a sentence. `ceilings` [M], where the choice
+    was a transport, are costs: a further row at or above those of all targets changes nothing.
     """
 
     rows: np.ndarray
@@ -33,6 +34,7 @@ class Choice:
     unreached: tuple[int, ...] = ()
     exhausted: tuple[int, ...] = ()
     refusals: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    ceilings: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 def nearest_rows(

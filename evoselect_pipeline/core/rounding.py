@@ -19,6 +19,7 @@ from evoselect_pipeline.core.selection import SelectionProblem
 from evoselect_pipeline.core.settings import Budget
 
 REACH_QUANTILE = 0.1
+PENALTY_ROWS = 8192
 
 
 def plan_quota(
@@ -100,23 +101,26 @@ def capped_quota(
     with its share of the rows still to come (`capped.capped_transport`), then enters the rows that
     repeat nothing, best score first. What the repetitions leave uncovered, and the quotas of
     targets that have no admissible row left, go into the next stage. Every stage takes or closes a
-    row at least, and mostly two or three stages are enough.
+    row at least, and mostly two or three stages are enough. Beyond its arguments it needs memory
+    for a chunk of rows only.
     """
     ledger = Ledger(problem, budget, dedup_cosine, quality_floor)
-    penalty = np.where((cost <= reach) & np.isfinite(score), -score, np.inf)
     wanting = shares > 0
     served = np.zeros(len(shares), dtype=int)
     left = np.zeros(len(shares), dtype=bool)
+    ceilings = np.full(len(shares), -np.inf)
     order: list[tuple[int, int]] = []
     while not ledger.full:
-        open_rows = np.flatnonzero(ledger.open)
-        left = wanting & ~np.isfinite(penalty[open_rows]).any(axis=0)
+        left = wanting.copy()
+        for _, penalty in _penalties(score, cost, reach, ledger.open):
+            left &= ~np.isfinite(penalty).any(axis=0)
         if (left == wanting).all():
             break
         quotas = _missing(np.where(left, 0.0, shares), served, ledger.num_rows_left)
-        plan = capped_transport(penalty[open_rows], quotas)
+        plan = capped_transport(_penalties(score, cost, reach, ledger.open), quotas)
+        ceilings = np.maximum(ceilings, np.where(left, np.inf, plan.duals))
         for position in np.argsort(plan.costs, kind="stable"):
-            row, target = int(open_rows[plan.rows[position]]), int(plan.targets[position])
+            row, target = int(plan.rows[position]), int(plan.targets[position])
             if not ledger.full and ledger.admits(row):
                 ledger.take(row)
                 order.append((row, target))
@@ -124,10 +128,21 @@ def capped_quota(
         ledger.close_repetitions()
     if budget.tokens is None and len(order) != budget.rows:
         left = wanting
+        ceilings[wanting] = np.inf
     rows, targets = np.array(order, dtype=int).reshape(-1, 2).T
     unreached = tuple(np.flatnonzero(left & (served == 0)).tolist())
     exhausted = tuple(np.flatnonzero(left & (served > 0)).tolist())
-    return Choice(rows, targets, unreached, exhausted, ledger.refusals())
+    return Choice(rows, targets, unreached, exhausted, ledger.refusals(), ceilings)
+
+
+def _penalties(
+    score: np.ndarray, cost: np.ndarray, reach: float, open_rows: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Chunks of -score [n, M], +inf where a pair is inadmissible."""
+    for start in range(0, len(score), PENALTY_ROWS):
+        part = slice(start, start + PENALTY_ROWS)
+        allowed = (cost[part] <= reach) & np.isfinite(score[part]) & open_rows[part, None]
+        yield start, np.where(allowed, -score[part], np.inf)
 
 
 def _missing(shares: np.ndarray, served: np.ndarray, num_left: int) -> np.ndarray:
