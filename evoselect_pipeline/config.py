@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -26,6 +27,7 @@ Method = Literal[
     "evoselect", "all", "random", "attribution", "round_robin", "diversity", "attr_div", "tsds",
     "tarot", "ot_vote", "k_center", "facility_location", "dpp",
 ]  # fmt: skip
+EngineKind = Literal["local", "ray"]
 
 
 class Settings(BaseModel):
@@ -209,6 +211,37 @@ class PromotionSettings(Settings):
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
 
+class EngineSettings(Settings):
+    """Who computes the gradients; nothing of it shows in the results."""
+
+    kind: EngineKind = Field(
+        default="local",
+        description="This process, or the workers of a Ray cluster (the extra `ray`).",
+    )
+    address: str | None = Field(
+        default=None,
+        description="Cluster to join, host:port; if not given, the one that runs on this machine,"
+        " or one that is started here.",
+    )
+    num_workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Workers, each with its own copy of the model; if not given, as many as fit.",
+    )
+    cpus_per_worker: int | None = Field(
+        default=None,
+        ge=1,
+        description="Cores of a worker; if not given, one beside a GPU, else as many threads as"
+        " torch has here, which keeps results equal to the last bit.",
+    )
+    gpus_per_worker: float = Field(
+        default=0.0, ge=0, le=1, description="GPU of a worker: 0 none, 0.5 half of one, 1 a whole."
+    )
+    rows_per_shard: int = Field(
+        default=1000, ge=1, description="Rows handed to a worker at a time; lost if it dies."
+    )
+
+
 class ScheduleSettings(Settings):
     """The nightly round."""
 
@@ -221,6 +254,11 @@ def _kind(value: Any) -> str | None:
     return (
         value.get("kind", "playground") if isinstance(value, dict) else getattr(value, "kind", None)
     )
+
+
+def _of_kind(value: Any) -> Any:
+    """`engine: ray` is short for its kind, and stays so when further keys are set."""
+    return {"kind": value} if isinstance(value, str) else value
 
 
 class LineConfig(Settings):
@@ -259,6 +297,10 @@ class LineConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     promotion: PromotionSettings = PromotionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    engine: Annotated[
+        EngineSettings,
+        BeforeValidator(_of_kind, json_schema_input_type=EngineSettings | EngineKind),
+    ] = EngineSettings()
 
     @property
     def wears_adapter(self) -> bool:
@@ -326,7 +368,7 @@ def _override(data: dict, override: str) -> None:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from None
     *parents, last = key.split(".")
     for parent in parents:
-        child = data.get(parent)
+        child = _of_kind(data.get(parent))
         data[parent] = dict(child) if isinstance(child, dict) else {}
         data = data[parent]
     data[last] = value

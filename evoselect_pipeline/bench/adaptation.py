@@ -48,7 +48,7 @@ class Cell:
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides the cell's figures, besides the code."""
-        settings = self.arm.config.model_dump(mode="json")
+        settings = self.arm.config.model_dump(mode="json", exclude={"engine"})
         rows = () if self.rows is None else (self.rows,)
         return digest(settings, self.arm.is_oracle, self.arm.to_centroid, self.num_rounds, *rows)
 

@@ -16,6 +16,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "evoselect": (),
     "centroid": (),
+    "no_span": ("gradients.target_span=false",),
     "no_energy": ("selection.evoselect.diversity=0",),
     "no_dedup": ("selection.near_text=1",),
     "dedup_by_gradient": ("selection.evoselect.dedup_cosine=0.99",),

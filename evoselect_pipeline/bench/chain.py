@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from evoselect_pipeline.bench.arms import Arm
+from evoselect_pipeline.bench.arms import Arm, changed
 from evoselect_pipeline.bench.summary import GOOD
 from evoselect_pipeline.config import LineConfig, ModelSettings
 from evoselect_pipeline.core.encoding import Encoded
@@ -87,7 +87,8 @@ class Block:
         if adapter is not None and config.wears_adapter:
             rows = [*self.pool(number).samples, *history]
             return represent(rows, self.task.targets, config, adapter)
-        return join([self._represent_bare(r) for r in range(number, -1, -1)])
+        shared = join([self._represent_bare(r) for r in range(number, -1, -1)])
+        return shared if config.gradients.target_span else shared.without_span()
 
     def prepare(self, number: int) -> None:
         """Have the features of a round's candidates under the bare proxy ready."""
@@ -95,8 +96,10 @@ class Block:
 
     def _represent_bare(self, number: int) -> Represented:
         if number not in self._represented:
+            # Whichever arm came first: one that wants no coordinates drops them.
+            config = changed(self.config, ("gradients.target_span=true",))
             rows = self.pool(number).samples
-            self._represented[number] = represent(rows, self.task.targets, self.config)
+            self._represented[number] = represent(rows, self.task.targets, config)
         return self._represented[number]
 
     def encode(self, samples: Sequence[Sample], model: ModelSettings) -> dict[str, Encoded]:

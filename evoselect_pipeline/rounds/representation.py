@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from evoselect_pipeline.core.encoding import Encoder, Unusable
+from evoselect_pipeline.core.encoding import Encoded, Encoder, Unusable
 from evoselect_pipeline.core.features import Features, join_span
 from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.progress import progress
@@ -17,10 +17,11 @@ from evoselect_pipeline.progress import progress
 if TYPE_CHECKING:
     from evoselect_pipeline.config import GradientSettings, LineConfig
     from evoselect_pipeline.core.gradients import GradientBatch, GradientExtractor
+    from evoselect_pipeline.rounds.distributed import Cluster
     from evoselect_pipeline.stores.lance import LanceStore
     from evoselect_pipeline.training.models import Proxy
 
-ROWS_PER_COMMIT = 1000  # small enough to lose little, large enough to keep Lance's fragments few
+ROWS_PER_COMMIT = 500  # small enough to lose little, large enough to keep commits cheap
 
 
 def gradient_fingerprint(
@@ -50,6 +51,11 @@ class Represented:
     unusable: dict[str, Unusable]
     folded: np.ndarray
 
+    def without_span(self) -> Represented:
+        """The same rows by their sketches alone."""
+        batch = replace(self.batch, coordinates=self.batch.coordinates[:, :0])
+        return replace(self, batch=batch, folded=self.folded[:0])
+
     def of(self, samples: Sequence[Sample]) -> Features:
         """The features of some rows, in their order."""
         part = self.batch.take([self.place_of[sample.sample_id] for sample in samples])
@@ -73,13 +79,17 @@ def represent(
     `adapter` is worn by the proxy where the configuration refreshes it.
     """
     from evoselect_pipeline.core.gradients import concatenate
+    from evoselect_pipeline.rounds.distributed import cluster_of
     from evoselect_pipeline.training.models import load_encoder, load_proxy
 
     settings = config.proxy or config.model
     worn = adapter if config.wears_adapter else None
+    cluster = cluster_of(config, worn)
     proxy, encoder = load_proxy(settings, worn, config.lora, config.seed), load_encoder(settings)
     rows = list({sample.sample_id: sample for sample in [*samples, *targets]}.values())
-    found = compute_gradients(rows, targets, proxy, encoder, config.gradients, config.seed)
+    found = compute_gradients(
+        rows, targets, proxy, encoder, config.gradients, config.seed, cluster=cluster
+    )
     batch = concatenate(list(found.batches))
     places = {sample_id: place for place, sample_id in enumerate(batch.sample_ids)}
     unusable = {row.sample_id: row for row in found.unusable}
@@ -115,18 +125,37 @@ def compute_gradients(
     seed: int,
     *,
     present: frozenset[str] = frozenset(),
+    cluster: Cluster | None = None,
 ) -> Extraction:
-    """Encode rows and stream the features of those that are not present yet."""
+    """Encode rows and stream the features of those that are not present yet.
+
+    With a cluster, its workers compute them, from proxies of their own.
+    """
+    rows, unusable = encoder.encode(samples)
+    usable = encoder.encode(targets)[0] if settings.target_span else []
+    if cluster:
+        fingerprint = gradient_fingerprint(proxy, encoder, settings, seed)
+        folded, batches = cluster.extract(rows, usable, fingerprint, present)
+    else:
+        extractor = make_extractor(proxy, encoder, settings, seed)
+        folded, batches = _extract_here(extractor, rows, usable, settings, present)
+    return Extraction(_reporting(batches, len(rows)), unusable, folded)
+
+
+def _extract_here(
+    extractor: GradientExtractor,
+    rows: Sequence[Encoded],
+    targets: Sequence[Encoded],
+    settings: GradientSettings,
+    present: frozenset[str],
+) -> tuple[np.ndarray, Iterator[GradientBatch]]:
     from evoselect_pipeline.core.gradients import extract_gradients, find_target_span
 
-    rows, unusable = encoder.encode(samples)
-    extractor = make_extractor(proxy, encoder, settings, seed)
-    span, budget = None, settings.batch_tokens
-    if settings.target_span and (usable := encoder.encode(targets)[0]):
-        span = find_target_span(extractor, usable, batch_tokens=budget)
-    batches = extract_gradients(extractor, rows, span=span, batch_tokens=budget, present=present)
+    budget = settings.batch_tokens
+    span = find_target_span(extractor, targets, batch_tokens=budget) if targets else None
     folded = span.folded if span else np.zeros((0, settings.dim), np.float32)
-    return Extraction(_reporting(batches, len(rows)), unusable, folded)
+    rows_done = extract_gradients(extractor, rows, span=span, batch_tokens=budget, present=present)
+    return folded, rows_done
 
 
 def make_extractor(
@@ -159,7 +188,7 @@ def make_extractor(
 def store_gradients(
     store: LanceStore, fingerprint: str, span: str | None, batches: Iterable[GradientBatch]
 ) -> list[Unusable]:
-    """Write features in small commits; return the rows whose gradient is of no use."""
+    """Write features in small commits; return the rows whose gradient is of no use, by id."""
     from evoselect_pipeline.core.gradients import concatenate
 
     useless: list[Unusable] = []
@@ -180,7 +209,8 @@ def store_gradients(
         if sum(len(b.sample_ids) for b in waiting) >= ROWS_PER_COMMIT:
             commit()
     commit()
-    return useless
+    # Workers of a cluster finish in any order; the record of a round must not show it.
+    return sorted(useless, key=lambda row: row.sample_id)
 
 
 def _reporting(batches: Iterator[GradientBatch], total: int) -> Iterator[GradientBatch]:

@@ -14,6 +14,7 @@ from evoselect_pipeline.core.selection import Candidates, Pick, Rejection, Selec
 from evoselect_pipeline.core.selectors import Alignment, align, restore_alignment, select
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.rounds.data import selected_before, split_rows, target_set
+from evoselect_pipeline.rounds.distributed import cluster_of
 from evoselect_pipeline.rounds.line import (
     FACTS,
     Line,
@@ -78,6 +79,7 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
         config.gradients,
         config.seed,
         present=frozenset(present),
+        cluster=cluster_of(config, adapter),
     )
     _refuse_unusable_targets(targets, unusable)
     unusable += store_gradients(line.store, fingerprint, span, batches)

@@ -24,6 +24,10 @@ SETTINGS = TINY | {
 # What is changed, and the judge of each round.
 CASES = {
     "judged": ({}, ["warm-up", "adapter of round 0"]),
+    "by sketches alone": (
+        {"gradients.target_span": False, "selection.method": "round_robin"},
+        ["none", "none"],
+    ),
     "on fresh gradients": ({"refresh_proxy": True, "selection.method": "tsds"}, ["none", "none"]),
 }
 
