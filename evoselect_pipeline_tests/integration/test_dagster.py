@@ -29,7 +29,7 @@ STAGES = (
     "evaluation",
     "promoted_adapter",
 )
-HEAVY = {"torch", "transformers", "peft", "lancedb", "mlflow", "polars", "ot", "matplotlib"}
+HEAVY = {"ray", "torch", "transformers", "peft", "lancedb", "mlflow", "polars", "ot", "matplotlib"}
 
 
 def tiny(**changes: object) -> LineConfig:
