@@ -40,7 +40,7 @@ def features(ids, dim=D):
         norms=scale.astype(np.float32),
         losses=(scale / 7).astype(np.float32),
         num_tokens=scale.astype(np.int32),
-        coordinates=vectors[:, :3],
+        coordinates=vectors[:, :3].copy(),
     )
 
 

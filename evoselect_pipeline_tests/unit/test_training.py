@@ -60,7 +60,7 @@ def test_training_starts_from_the_factors_that_the_proxy_differentiates(tmp_path
     _, trained = train(tmp_path, steps=1, learning_rate=1e-30)
     for name, factor in proxy.factors.items():
         down = trained[f"base_model.model.{name}.lora_A.weight"]
-        assert torch.equal(down, factor.down)
+        assert torch.equal(down, factor.down_ri)
 
 
 def test_a_further_round_goes_on_from_the_adapter_it_is_given(tmp_path):
