@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evoselect_pipeline.bench.memory import status_kib
 from evoselect_pipeline.bench.reference import (
     SIZES,
     forward_backward,
@@ -30,10 +31,15 @@ from evoselect_pipeline.bench.reference import (
 )
 from evoselect_pipeline.config import GradientSettings, LoraSettings, ModelSettings
 from evoselect_pipeline.core.encoding import Encoded, Encoder, token_batches
-from evoselect_pipeline.core.features import join_span
-from evoselect_pipeline.core.gradients import GradientExtractor, find_target_span
+from evoselect_pipeline.core.forward import padded
+from evoselect_pipeline.core.gradients import (
+    GradientExtractor,
+    concatenate,
+    extract_gradients,
+    find_target_span,
+)
 from evoselect_pipeline.progress import progress
-from evoselect_pipeline.rounds.representation import make_extractor
+from evoselect_pipeline.rounds.representation import as_stored, make_extractor
 from evoselect_pipeline.training.models import (
     PLAYGROUND,
     load_base,
@@ -239,10 +245,9 @@ def run_of(subject: Subject, variant: Variant) -> Callable[[], None]:
 
 @torch.inference_mode()
 def _forward(model, batch: Sequence[Encoded], pad_id: int) -> None:
-    length = max(len(row.input_ids) for row in batch)
-    ids = [list(row.input_ids) + [pad_id] * (length - len(row.input_ids)) for row in batch]
     device = next(model.parameters()).device
-    model(input_ids=torch.tensor(ids, device=device), use_cache=False)
+    ids = padded([row.input_ids for row in batch], pad_id, device)
+    model(input_ids=ids, use_cache=False)
 
 
 class BatchOne:
@@ -327,18 +332,12 @@ def _vectors(subject: Subject, variant: Variant, rows: Sequence[Encoded]) -> np.
     assert variant.settings is not None
     extractor = subject.extractor(variant.settings, variant.dtype)
     span = find_target_span(extractor, subject.targets) if variant.with_span else None
-    place_of = {row.sample_id: place for place, row in enumerate(rows)}
-    parts: list[np.ndarray] = [np.zeros(0)] * len(rows)
-    for batch in token_batches(rows, subject.batch_tokens):
-        found = extractor(batch, span)
-        # As they are stored.
-        vectors = found.vectors.astype(np.float16).astype(np.float32)
-        if span is not None:
-            coordinates = found.coordinates.astype(np.float16).astype(np.float32)
-            vectors = join_span(vectors, coordinates, span.folded)
-        for sample_id, vector in zip(found.sample_ids, vectors, strict=True):
-            parts[place_of[sample_id]] = vector
-    return np.stack(parts)
+    batches = extract_gradients(extractor, rows, span=span, batch_tokens=subject.batch_tokens)
+    found = concatenate(list(batches))
+    place_of = {sample_id: place for place, sample_id in enumerate(found.sample_ids)}
+    in_order = found.take([place_of[row.sample_id] for row in rows])
+    folded = span.folded if span else np.zeros((0, extractor.dim), np.float32)
+    return as_stored(in_order, folded).vectors
 
 
 def _cosines(vectors: np.ndarray, num_targets: int) -> tuple[np.ndarray, np.ndarray]:
@@ -364,12 +363,6 @@ def _peak_mb(subject: Subject, variant: Variant) -> float:
         run()
         return (torch.cuda.max_memory_allocated() - held) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-    before = _status_mb("VmRSS")
+    before = status_kib("VmRSS")
     run()
-    return _status_mb("VmHWM") - before
-
-
-def _status_mb(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    line = next(line for line in lines if line.startswith(f"{field}:"))
-    return int(line.split()[1]) / 1024
+    return (status_kib("VmHWM") - before) / 1024

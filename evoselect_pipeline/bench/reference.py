@@ -14,7 +14,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evoselect_pipeline.config import LoraSettings, ModelSettings, TrainSettings
-from evoselect_pipeline.core.encoding import Encoded, Encoder, token_batches
+from evoselect_pipeline.core.encoding import IGNORED_LABEL, Encoded, Encoder, token_batches
+from evoselect_pipeline.core.forward import padded
 from evoselect_pipeline.core.records import Message, make_sample
 from evoselect_pipeline.generation.playground import PlaygroundGenerator
 from evoselect_pipeline.playground.tasks import TASKS, task_rows
@@ -109,14 +110,9 @@ def forward_backward(
     model, batch: Sequence[Encoded], pad_id: int, *, whole_rows: bool = False
 ) -> None:
     """One plain training pass, as transformers does it, without the optimizer's step."""
-    length = max(len(row.input_ids) for row in batch)
-    ids, mask, labels = [], [], []
-    for row in batch:
-        spare = length - len(row.input_ids)
-        own = list(row.input_ids) if whole_rows else row.labels
-        ids.append(list(row.input_ids) + [pad_id] * spare)
-        mask.append([1] * len(row.input_ids) + [0] * spare)
-        labels.append(own + [-100] * spare)
     device = next(model.parameters()).device
-    ids, mask, labels = (torch.tensor(values, device=device) for values in (ids, mask, labels))
+    ids = padded([row.input_ids for row in batch], pad_id, device)
+    mask = padded([[1] * len(row.input_ids) for row in batch], 0, device)
+    trained = [row.input_ids if whole_rows else row.labels for row in batch]
+    labels = padded(trained, IGNORED_LABEL, device)
     model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()

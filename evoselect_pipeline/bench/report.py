@@ -71,14 +71,18 @@ def matched(run: Mapping[str, Any]) -> str:
     seeds = run["seeds"]
     which = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     pools = f"{run['num_candidates']} fresh candidates" if run["num_candidates"] else "the file"
-    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     return (
         f"Matched: in each of {run['rounds']} rounds every arm chose from the same {pools} at most"
         f" a share of {run['ratio']:g} of the rows (`all` took all of them), and trained for"
         f" {effort} on top of its last adapter. Seeds {which}. {run['num_targets']} target,"
         f" {run['num_validation']} validation and {run['num_test']} test rows a task."
-        f" Measured on {run['machine']}, with {versions}."
+        f" Measured on {run['machine']}, with {told(run['versions'])}."
     )
+
+
+def told(facts: Mapping[str, Any]) -> str:
+    """Names and values in a row, as of packages and their versions."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def percent(share: float | None) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from evoselect_pipeline.bench.memory import status_kib
 from evoselect_pipeline.core.capped import integer_quotas
 from evoselect_pipeline.core.evolve_weights import evolve_weights
 from evoselect_pipeline.core.explain import explain_rejections, make_picks, serves
@@ -179,12 +180,8 @@ def measure(task: Task) -> None:
 
 def peak_mb() -> float:
     """The most memory this process has had resident, its libraries included."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not getrusage: its peak outlives exec, so it would hold that of the parent.
-        lines = status.read_text(encoding="ascii").splitlines()
-        [peak] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-        return int(peak) / 1e3
+    if Path("/proc/self/status").is_file():
+        return status_kib("VmHWM") / 1e3
     unit = 1e6 if sys.platform == "darwin" else 1e3
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 

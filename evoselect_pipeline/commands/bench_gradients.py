@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
-
 from evoselect_pipeline.bench.adaptation import machine
 from evoselect_pipeline.bench.gradients import GradientsRequest, measure_gradients
-from evoselect_pipeline.commands.console import (
-    live_progress,
-    print_json,
-    print_table,
-    stderr,
-    stdout,
-)
-from evoselect_pipeline.errors import EvoselectError
+from evoselect_pipeline.bench.report import Table, told
+from evoselect_pipeline.commands.measured import measured
 
 COLUMNS = (
     "representation",
@@ -32,20 +24,17 @@ COLUMNS = (
 
 def bench_gradients(request: GradientsRequest, format: str) -> int:
     """Measure cost and truth of gradient features; return 0, or 1 if a measurement failed."""
-    try:
-        with live_progress():
-            report = measure_gradients(request)
-    except EvoselectError as error:
-        stderr.print(f"[red]the bench failed[/red]: {escape(str(error))}", soft_wrap=True)
-        return 1
-    report["versions"] = machine()
-    if format == "json":
-        print_json(report)
-        return 0
-    print_table("Gradient features, one thread", COLUMNS, [_cells(r) for r in report["results"]])
-    for note in _notes(request, report):
-        stdout.print(note, style="dim", highlight=False)
-    return 0
+    return measured(
+        lambda: measure_gradients(request) | {"versions": machine()},
+        format,
+        _table,
+        lambda report: _notes(request, report),
+    )
+
+
+def _table(report: dict[str, Any]) -> Table:
+    rows = [_cells(row) for row in report["results"]]
+    return Table("Gradient features, one thread", COLUMNS, rows)
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:
@@ -64,7 +53,6 @@ def _cells(row: dict[str, Any]) -> list[Any]:
 
 
 def _notes(request: GradientsRequest, report: dict[str, Any]) -> list[str]:
-    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     return [
         f"Model {request.model}: {report['num_parameters']:,} parameters, of them"
         f" {report['gradient_size']:,} in the adapter. {report['num_rows']} timed rows of"
@@ -76,5 +64,5 @@ def _notes(request: GradientsRequest, report: dict[str, Any]) -> list[str]:
         " row by row through the unmerged adapter, then a dense projection, as LESS does it."
         " Spearman: rank correlation of cosines with those of exact gradients of the whole adapter,"
         " between rows and targets, and between rows. Peak: above the loaded model.",
-        f"Measured on {versions}.",
+        f"Measured on {told(report['versions'])}.",
     ]

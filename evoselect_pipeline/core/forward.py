@@ -54,6 +54,12 @@ class Errors(NamedTuple):
     slopes: torch.Tensor
 
 
+def padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device) -> torch.Tensor:
+    """Rows of many lengths as one tensor [B, S], filled up on the right."""
+    length = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], device=device)
+
+
 class CausalPass:
     """A frozen causal LM of transformers, asked for hidden states and for token losses.
 
@@ -91,10 +97,7 @@ class CausalPass:
 
     def pad(self, rows: Sequence[Encoded]) -> torch.Tensor:
         """Token ids [B, S], filled up on the right."""
-        length = max(len(row.input_ids) for row in rows)
-        return self._tensor(
-            list(row.input_ids) + [self.pad_id] * (length - len(row.input_ids)) for row in rows
-        )
+        return padded([row.input_ids for row in rows], self.pad_id, self.device)
 
     def hidden(self, ids_BS: torch.Tensor) -> torch.Tensor:
         """Last hidden states [B, S, H]."""
@@ -115,7 +118,10 @@ class CausalPass:
 
     def losses(self, hidden_BSH: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """Each row's mean answer loss [B], in nats, float32."""
-        return self._walk(hidden_BSH, tokens, None)
+        losses_B = torch.zeros(len(hidden_BSH), device=self.device)
+        for _ in self.errors_of(hidden_BSH, tokens, losses_B):
+            pass
+        return losses_B
 
     def losses_and_slope(
         self, hidden_BSH: torch.Tensor, tokens: Tokens
@@ -125,8 +131,29 @@ class CausalPass:
         Rows are summed, so each row's slope is its own. In closed form: autograd would write the
         logits twice more, a fifth of the whole pass for a small model.
         """
+        losses_B = torch.zeros(len(hidden_BSH), device=self.device)
         slope_BSH = torch.zeros_like(hidden_BSH)
-        return self._walk(hidden_BSH, tokens, slope_BSH), slope_BSH
+        for part, _, slopes_TV in self.errors_of(hidden_BSH, tokens, losses_B):
+            error_TV = slopes_TV.mul_(part.represented[:, None])
+            slope_BSH[part.rows, part.places] = error_TV.to(slope_BSH.dtype) @ self.weight_VH
+        return losses_B, slope_BSH
+
+    @torch.no_grad()
+    def errors_of(
+        self, hidden_BSH: torch.Tensor, tokens: Tokens, losses_B: torch.Tensor
+    ) -> Iterator[tuple[Tokens, torch.Tensor, torch.Tensor]]:
+        """Some of the tokens at a time, their hidden states [T, H] and the slopes of `errors`.
+
+        Rows' answer losses are added to `losses_B` on the way. A part is so small that its logits
+        are not too many.
+        """
+        size = max(1, CHUNK_LOGITS // self.weight_VH.shape[0])
+        for columns in zip(*(column.split(size) for column in tokens), strict=True):
+            part = Tokens(*columns)
+            states_TH = hidden_BSH[part.rows, part.places]
+            found = self.errors(states_TH, part.ids)
+            losses_B.index_add_(0, part.rows, found.losses * part.answer)
+            yield part, states_TH, found.slopes
 
     def errors(self, states_TH: torch.Tensor, ids_T: torch.Tensor) -> Errors:
         r"""Losses [T] of the tokens, and their derivatives by the output embedding's output [T, V].
@@ -153,25 +180,6 @@ class CausalPass:
         if self.cap:
             z_TV *= bend_TV
         return Errors(loss_T1[:, 0], z_TV.mul_(self.scale) if self.scale != 1.0 else z_TV)
-
-    def chunks(self, tokens: Tokens) -> Iterator[Tokens]:
-        """The tokens in parts, so that the logits of one part are not too many."""
-        size = max(1, CHUNK_LOGITS // self.weight_VH.shape[0])
-        parts = (column.split(size) for column in tokens)
-        return (Tokens(*part) for part in zip(*parts, strict=True))
-
-    @torch.no_grad()
-    def _walk(
-        self, hidden_BSH: torch.Tensor, tokens: Tokens, slope_BSH: torch.Tensor | None
-    ) -> torch.Tensor:
-        losses_B = torch.zeros(len(hidden_BSH), device=self.device)
-        for part in self.chunks(tokens):
-            found = self.errors(hidden_BSH[part.rows, part.places], part.ids)
-            losses_B.index_add_(0, part.rows, found.losses * part.answer)
-            if slope_BSH is not None:
-                error_TV = found.slopes.mul_(part.represented[:, None])
-                slope_BSH[part.rows, part.places] = error_TV.to(slope_BSH.dtype) @ self.weight_VH
-        return losses_B
 
     def _mean_of(self, mask_BS: torch.Tensor) -> torch.Tensor:
         """Equal weights that add up to 1 over what the mask lets through."""

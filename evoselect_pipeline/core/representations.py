@@ -180,11 +180,8 @@ class HeadGradients:
             len(rows), self.left_Va.shape[1], self.right_Hb.shape[1], dtype=torch.float32
         )
         losses_B = outer_Bab.new_zeros(len(rows))
-        for part in causal.chunks(tokens):
-            states_TH = hidden_BSH[part.rows, part.places]
-            found = causal.errors(states_TH, part.ids)
-            losses_B.index_add_(0, part.rows, found.losses * part.answer)
-            error_Ta = (found.slopes @ self.left_Va) * part.represented[:, None]
+        for part, states_TH, slopes_TV in causal.errors_of(hidden_BSH, tokens, losses_B):
+            error_Ta = (slopes_TV @ self.left_Va) * part.represented[:, None]
             state_Tb = states_TH.float() @ self.right_Hb
             outer_Bab.index_add_(0, part.rows, error_Ta[:, :, None] * state_Tb[:, None, :])
         add("head", outer_Bab.flatten(1))

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from evoselect_pipeline import __version__
 from evoselect_pipeline.core.encoding import Encoded, token_batches
 from evoselect_pipeline.errors import ConfigError
@@ -53,30 +51,30 @@ class Cluster:
         targets: Sequence[Encoded],
         fingerprint: str,
         present: frozenset[str],
-    ) -> tuple[np.ndarray, Iterator[GradientBatch]]:
+    ) -> tuple[TargetSpan | None, Iterator[GradientBatch]]:
         """Features of the rows that are not present, a shard at a time, as shards are done.
 
         Returns
         -------
-        folded : ndarray [M, D]
-            The sketched basis of the targets' span.
+        span : TargetSpan or None
+            The span of the targets; None without targets.
         batches : iterator of GradientBatch
             The workers end with it.
         """
         engine, gradients = self.config.engine, self.config.gradients
         shards = cut_shards(rows, gradients.batch_tokens, present, engine.rows_per_shard)
         if not shards and not targets:
-            return np.zeros((0, gradients.dim), np.float32), iter(())
+            return None, iter(())
         crew = self._crew(fingerprint, most=max(1, len(shards)))
         if not targets:
-            return np.zeros((0, gradients.dim), np.float32), _features(crew, shards, None)
+            return None, _features(crew, shards, None)
         try:
             job = Job("find_span", (list(targets), gradients.batch_tokens), "the targets")
             (span,) = crew.work([job])
         except BaseException:
             crew.dismiss()
             raise
-        return span.folded, _features(crew, shards, import_ray().put(span))
+        return span, _features(crew, shards, import_ray().put(span))
 
     def _crew(self, fingerprint: str, most: int) -> Crew:
         engine = self.config.engine

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from evoselect_pipeline.core.encoding import Encoded, Encoder, Unusable
+from evoselect_pipeline.core.encoding import Encoder, Unusable
 from evoselect_pipeline.core.features import Features, join_span
 from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.progress import progress
@@ -59,13 +59,19 @@ class Represented:
     def of(self, samples: Sequence[Sample]) -> Features:
         """The features of some rows, in their order."""
         part = self.batch.take([self.place_of[sample.sample_id] for sample in samples])
-        # Rounded as the store rounds them: rows in memory and rows read back are chosen alike.
-        vectors = part.vectors.astype(np.float16).astype(np.float32)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        coordinates = part.coordinates.astype(np.float16).astype(np.float32)
-        return Features(
-            join_span(vectors, coordinates, self.folded), part.norms, part.losses, part.num_tokens
-        )
+        return as_stored(part, self.folded)
+
+
+def as_stored(batch: GradientBatch, folded: np.ndarray) -> Features:
+    """Features rounded as the store rounds them: rows in memory and read back are chosen alike.
+
+    `folded` [M, D] as in `Represented`.
+    """
+    vectors = batch.vectors.astype(np.float16).astype(np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    coordinates = batch.coordinates.astype(np.float16).astype(np.float32)
+    joined = join_span(vectors, coordinates, folded)
+    return Features(joined, batch.norms, batch.losses, batch.num_tokens)
 
 
 def represent(
@@ -131,31 +137,22 @@ def compute_gradients(
 
     With a cluster, its workers compute them, from proxies of their own.
     """
+    from evoselect_pipeline.core.gradients import extract_gradients, find_target_span
+
     rows, unusable = encoder.encode(samples)
     usable = encoder.encode(targets)[0] if settings.target_span else []
     if cluster:
         fingerprint = gradient_fingerprint(proxy, encoder, settings, seed)
-        folded, batches = cluster.extract(rows, usable, fingerprint, present)
+        span, batches = cluster.extract(rows, usable, fingerprint, present)
     else:
         extractor = make_extractor(proxy, encoder, settings, seed)
-        folded, batches = _extract_here(extractor, rows, usable, settings, present)
-    return Extraction(_reporting(batches, len(rows)), unusable, folded)
-
-
-def _extract_here(
-    extractor: GradientExtractor,
-    rows: Sequence[Encoded],
-    targets: Sequence[Encoded],
-    settings: GradientSettings,
-    present: frozenset[str],
-) -> tuple[np.ndarray, Iterator[GradientBatch]]:
-    from evoselect_pipeline.core.gradients import extract_gradients, find_target_span
-
-    budget = settings.batch_tokens
-    span = find_target_span(extractor, targets, batch_tokens=budget) if targets else None
+        budget = settings.batch_tokens
+        span = find_target_span(extractor, usable, batch_tokens=budget) if usable else None
+        batches = extract_gradients(
+            extractor, rows, span=span, batch_tokens=budget, present=present
+        )
     folded = span.folded if span else np.zeros((0, settings.dim), np.float32)
-    rows_done = extract_gradients(extractor, rows, span=span, batch_tokens=budget, present=present)
-    return folded, rows_done
+    return Extraction(_reporting(batches, len(rows)), unusable, folded)
 
 
 def make_extractor(

@@ -45,6 +45,11 @@ def schema_of(name: str) -> pa.Schema:
     text, count, real = pa.string(), pa.int32(), pa.float64()
     turn = pa.struct([("role", text), ("content", text)])
     of_round = {"line": text, "round": count, "sample_id": text}
+    of_vector = {
+        "sample_id": text,
+        "fingerprint": text,
+        "vector": pa.list_(pa.float16(), int(dim or 1)),
+    }
     fields = {
         "samples": {
             "sample_id": text,
@@ -55,19 +60,8 @@ def schema_of(name: str) -> pa.Schema:
             "first_line": text,
             "first_round": count,
         },
-        "gradients": {
-            "sample_id": text,
-            "fingerprint": text,
-            "vector": pa.list_(pa.float16(), int(dim or 1)),
-            "norm": pa.float32(),
-            "loss": pa.float32(),
-            "num_tokens": count,
-        },
-        "coordinates": {
-            "sample_id": text,
-            "fingerprint": text,
-            "vector": pa.list_(pa.float16(), int(dim or 1)),
-        },
+        "gradients": of_vector | {"norm": pa.float32(), "loss": pa.float32(), "num_tokens": count},
+        "coordinates": of_vector,
         "scores": of_round
         | {"weight": real, "potential": real, "energy": real}
         | {"nearest_target": text, "nearest_cosine": real, "transport_mass": real, "prior": real},
