@@ -164,7 +164,7 @@ def _end_with_parent() -> None:
 
 def _end(worker: BaseProcess, folder: Path) -> None:
     """End a worker and remove what it was at work on."""
-    worker.terminate()
+    worker.kill()  # SIGTERM may be ignored: a worker inherits that from whoever started us
     worker.join()
     shutil.rmtree(_work_dir(folder, worker.pid), ignore_errors=True)
 

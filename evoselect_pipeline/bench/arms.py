@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from evoselect_pipeline.config import LineConfig, Method, parse_config
+from evoselect_pipeline.config import LineConfig, Method
+from evoselect_pipeline.config_file import parse_config
 from evoselect_pipeline.errors import ConfigError
 
 ORACLE = "oracle"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import evoselect_pipeline
-from evoselect_pipeline.config import LineConfig, load_config
+from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.config_file import load_config
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.stores.artifacts import write_text_atomic
 from evoselect_pipeline.stores.home import Home

@@ -17,7 +17,8 @@ from evoselect_pipeline.commands.console import (
     stderr,
     stdout,
 )
-from evoselect_pipeline.config import LineConfig, parse_config
+from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.config_file import parse_config
 from evoselect_pipeline.core.features import selection_problem
 from evoselect_pipeline.core.gates import evaluation_keys, gate
 from evoselect_pipeline.core.records import Sample

@@ -13,7 +13,8 @@ from dagster._core.test_utils import create_run_for_test
 from evoselect_pipeline.commands.context import read_line_config
 from evoselect_pipeline.components.evolution_line import LINE_TAG, line_definitions
 from evoselect_pipeline.components.resources import HomeResource
-from evoselect_pipeline.config import LineConfig, parse_config
+from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.config_file import parse_config
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.integration.process import REPOSITORY, TINY, finish
 

@@ -21,6 +21,7 @@ RANKS = {
     "playground": 2,
     "stores": 2,
     "config": 3,
+    "config_file": 3,
     "generation": 3,
     "training": 3,
     "evaluation": 3,

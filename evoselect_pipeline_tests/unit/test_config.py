@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from evoselect_pipeline.config import LineConfig, load_config, parse_config
+from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.config_file import load_config, parse_config
 from evoselect_pipeline.errors import ConfigError
 
 
