@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from evoselect_pipeline.bench_cli import bench
-from evoselect_pipeline.cli_options import ConfigFile, Format, HomeDir, ReportFormat, Set
+from evoselect_pipeline.cli_options import ConfigFile, Format, HomeDir, LineName, ReportFormat, Set
 from evoselect_pipeline.errors import EvoselectError
 
 app = typer.Typer(
@@ -84,15 +84,17 @@ def init(home: HomeDir = None) -> None:
 
 @app.command()
 def status(
+    line: LineName = None,
     config: ConfigFile = None,
     home: HomeDir = None,
     set_: Set = None,
     format: ReportFormat = Format.table,
 ) -> None:
     """Show the finished rounds of a line and its champion."""
-    from evoselect_pipeline.commands.status import show_status
+    from evoselect_pipeline.commands.context import open_line
+    from evoselect_pipeline.commands.status import report
 
-    show_status(config, home, set_ or [], format.value)
+    report(open_line(config, home, set_ or [], line), format.value, {})
 
 
 @app.command()
@@ -101,14 +103,55 @@ def lineage(
         str | None, typer.Argument(help="Id of a row, or its first digits (4 at least).")
     ] = None,
     round: Annotated[int | None, typer.Option(help="All decisions of a round instead.")] = None,
+    adapter: Annotated[
+        int | None, typer.Option(metavar="ROUND", help="All rows that a round's adapter carries.")
+    ] = None,
+    line: LineName = None,
     config: ConfigFile = None,
     home: HomeDir = None,
     format: ReportFormat = Format.table,
 ) -> None:
     """Tell one row's story: who wrote it, why it was chosen or not, which adapters it trained."""
+    from evoselect_pipeline.commands.context import open_line
     from evoselect_pipeline.commands.lineage import show_lineage
 
-    show_lineage(sample_id, round, config, home, format.value)
+    show_lineage(sample_id, round, adapter, open_line(config, home, (), line), format.value)
+
+
+@app.command()
+def promote(
+    round: Annotated[str, typer.Option(help="The round whose adapter it is, or `base`.")],
+    why: Annotated[str, typer.Option(help="The reason, for the record.")] = "",
+    line: LineName = None,
+    config: ConfigFile = None,
+    home: HomeDir = None,
+) -> None:
+    """Make an earlier adapter champion again: the next round starts from it.
+
+    The decision is kept beside the promotion it overrules, in Dagster and in MLflow.
+    """
+    from evoselect_pipeline.commands.context import open_line
+    from evoselect_pipeline.commands.promote import promote_round
+
+    promote_round(open_line(config, home, (), line), round, why)
+
+
+@app.command()
+def check(
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Verify every stored artifact and invariant, too.")
+    ] = False,
+    line: LineName = None,
+    config: ConfigFile = None,
+    home: HomeDir = None,
+    set_: Set = None,
+    format: ReportFormat = Format.table,
+) -> None:
+    """Check configuration, data and model; with --strict all that the home holds of the line."""
+    from evoselect_pipeline.commands.check import check_line
+    from evoselect_pipeline.commands.context import open_line
+
+    sys.exit(check_line(open_line(config, home, set_ or [], line), strict, format.value))
 
 
 @app.command()

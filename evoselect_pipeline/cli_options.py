@@ -20,6 +20,10 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="A line's YAML; the playground if not given."),
 ]
+LineName = Annotated[
+    str | None,
+    typer.Option("--line", metavar="LINE", help="A line that Dagster loads, instead of --config."),
+]
 HomeDir = Annotated[
     Path | None,
     typer.Option(

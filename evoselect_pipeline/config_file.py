@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,35 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+import evoselect_pipeline
 from evoselect_pipeline.config import LineConfig, spelled_out
 from evoselect_pipeline.errors import ConfigError
+
+# A folder of further lines, `<line>/defs.yaml`, for who does not want to edit the package's own.
+VARIABLE = "EVOSELECT_LINES"
+PACKAGED_LINES = Path(evoselect_pipeline.__file__).parent / "defs"
+
+
+def own_line_files() -> list[Path]:
+    """The `defs.yaml` of every line in the folder that `EVOSELECT_LINES` names, if it is set."""
+    folder = os.environ.get(VARIABLE)
+    if not folder:
+        return []
+    if not Path(folder).is_dir():
+        raise ConfigError(f"{VARIABLE}={folder}: no such folder; it holds <line>/defs.yaml")
+    return sorted(Path(folder).glob("*/defs.yaml"))
+
+
+def file_of_line(line: str) -> Path:
+    """The `defs.yaml` of a line that Dagster loads."""
+    found = [*sorted(PACKAGED_LINES.glob("*/defs.yaml")), *own_line_files()]
+    files = {load_config(file).line: file for file in found}
+    if line not in files:
+        raise ConfigError(
+            f"line {line!r}: none of that name among {', '.join(files)} in {PACKAGED_LINES} and"
+            f" ${VARIABLE}; name its file with --config"
+        )
+    return files[line]
 
 
 def parse_config(data: Any, where: str, overrides: Sequence[str] = ()) -> LineConfig:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import http.client
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-import evoselect_pipeline
 from evoselect_pipeline.config import LineConfig
-from evoselect_pipeline.config_file import load_config
+from evoselect_pipeline.config_file import PACKAGED_LINES, file_of_line, load_config
+from evoselect_pipeline.errors import ConfigError
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.stores.artifacts import write_text_atomic
-from evoselect_pipeline.stores.home import Home
+from evoselect_pipeline.stores.home import MLFLOW_VARIABLE, Home
 
-PLAYGROUND_CONFIG = Path(evoselect_pipeline.__file__).parent / "defs/playground/defs.yaml"
+PLAYGROUND_CONFIG = PACKAGED_LINES / "playground/defs.yaml"
 
 
-def read_line_config(config: Path | None, overrides: Sequence[str]) -> LineConfig:
+def read_line_config(
+    config: Path | None, overrides: Sequence[str], line: str | None = None
+) -> LineConfig:
     """The configuration that a command names; the playground's if it names none."""
-    return load_config(config or PLAYGROUND_CONFIG, overrides)
+    if config and line:
+        raise ConfigError("give --config or --line, not both: each names a line's configuration")
+    return load_config(config or (file_of_line(line) if line else PLAYGROUND_CONFIG), overrides)
 
 
 def home_at(path: Path | None) -> Home:
@@ -28,8 +34,23 @@ def home_at(path: Path | None) -> Home:
 def open_home(path: Path | None) -> Home:
     """The home that a command names, created if need be, Dagster's databases included."""
     home = home_at(path).init()
+    _refuse_silent_mlflow(home)
     _init_dagster(home)
     return home
+
+
+def _refuse_silent_mlflow(home: Home) -> None:
+    """Say at once that the MLflow server is down; its client would try for minutes."""
+    if not home.mlflow_is_served:
+        return
+    try:
+        with urllib.request.urlopen(f"{home.mlflow_uri}/health", timeout=5):
+            pass
+    except (OSError, http.client.HTTPException) as error:
+        raise ConfigError(
+            f"the MLflow server at {home.mlflow_uri} does not answer ({error}); start it, or"
+            f" mend {MLFLOW_VARIABLE}, or unset it to keep MLflow's data in the home"
+        ) from None
 
 
 def _init_dagster(home: Home) -> None:
@@ -52,6 +73,8 @@ def _init_dagster(home: Home) -> None:
         write_text_atomic(marker, f"{dg.__version__}\n")
 
 
-def open_line(config: Path | None, home: Path | None, overrides: Sequence[str]) -> Line:
+def open_line(
+    config: Path | None, home: Path | None, overrides: Sequence[str], line: str | None = None
+) -> Line:
     """A line in its home; the configuration is read first, so that a bad one creates nothing."""
-    return Line(read_line_config(config, overrides), home_at(home))
+    return Line(read_line_config(config, overrides, line), home_at(home))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from evoselect_pipeline.commands.check import refuse_bad_input
 from evoselect_pipeline.commands.console import live_progress, stderr
 from evoselect_pipeline.commands.context import home_at, open_home, read_line_config
 from evoselect_pipeline.commands.status import report
@@ -32,7 +33,7 @@ def run_rounds(
     """Materialize the next rounds; return 0, or 1 if a round failed."""
     config = read_line_config(config_file, overrides)
     line = Line(config, home_at(home_dir))
-    _refuse_bad_input(line, num_rounds)
+    refuse_bad_input(line, num_rounds)
     home = open_home(home_dir)
     seconds: dict[int, float] = {}
     with home.lease(line.name, f"evoselect run (process {os.getpid()})"):
@@ -50,24 +51,13 @@ def run_rounds(
     return 0
 
 
-def _refuse_bad_input(line: Line, num_rounds: int) -> None:
-    """Read the task's rows, the rounds' files and the tokenizer before making anything."""
-    from evoselect_pipeline.rounds.data import load_generator, load_task
-    from evoselect_pipeline.training.models import load_encoder
-
-    load_task(line.config)
-    load_encoder(line.config.model)
-    generator, first = load_generator(line.config), line.next_round()
-    for round_number in range(first, first + num_rounds):
-        generator.fingerprint(round_number)
-
-
 def _materialize(config: LineConfig, home: Home, round_number: int) -> str | None:
     """Run one round; return what went wrong, if anything did."""
     os.environ["DAGSTER_HOME"] = str(home.dagster_dir)
     import dagster as dg
 
-    from evoselect_pipeline.components.evolution_line import LINE_TAG, line_definitions
+    from evoselect_pipeline.components.automation import run_tags
+    from evoselect_pipeline.components.evolution_line import line_definitions
     from evoselect_pipeline.components.resources import HomeResource
 
     definitions = line_definitions(config)
@@ -80,7 +70,7 @@ def _materialize(config: LineConfig, home: Home, round_number: int) -> str | Non
             partition_key=key,
             instance=instance,
             resources={"home": HomeResource(root=str(home.root))},
-            tags={LINE_TAG: config.line},
+            tags=run_tags(config),
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
@@ -88,18 +78,18 @@ def _materialize(config: LineConfig, home: Home, round_number: int) -> str | Non
 
 
 def _failure(result: dg.ExecuteInProcessResult) -> str:
+    from evoselect_pipeline.components.alerts import why_it_failed
+
     for event in result.get_step_failure_events():
         data = event.step_failure_data
-        if data.user_failure_data and data.user_failure_data.description:
-            return f"{event.step_key}: {data.user_failure_data.description}"
-        if data.error:
-            if "DagsterExecutionInterruptedError" in data.error.to_string():
-                raise KeyboardInterrupt  # Dagster turned Ctrl-C into a failed step
-            cause = data.error.cause or data.error
-            return (
-                f"{event.step_key}: {cause.message.strip()}\nThe whole trace is in the run's log:"
-                f" evoselect ui, run {result.run_id[:8]}"
-            )
+        if data.error and "DagsterExecutionInterruptedError" in data.error.to_string():
+            raise KeyboardInterrupt  # Dagster turned Ctrl-C into a failed step
+        if data.user_failure_data:
+            return why_it_failed(event)
+        return (
+            f"{why_it_failed(event)}\nThe whole trace is in the run's log: evoselect ui, run"
+            f" {result.run_id[:8]}"
+        )
     for evaluation in result.get_asset_check_evaluations():
         if not evaluation.passed:
             return f"check {evaluation.check_name}: {evaluation.description}"

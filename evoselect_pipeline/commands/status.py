@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from evoselect_pipeline.commands.console import print_json, print_table, stdout
-from evoselect_pipeline.commands.context import open_line
 from evoselect_pipeline.rounds.adaptation import round_facts
-from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts
+from evoselect_pipeline.rounds.champion import champion
+from evoselect_pipeline.rounds.line import Line
 
 LAST_ROUNDS = 5  # as many as a narrow terminal has room for
 EXPLANATION = """\
 Accuracy is the share of test rows answered exactly. base: the model as it came; before and after:
 the adapter that entered the round, and the one trained on the selected rows. An adapter is promoted
 unless the validation rows say that it may be worse than the one before."""
-
-
-def show_status(
-    config: Path | None, home: Path | None, overrides: Sequence[str], format: str
-) -> None:
-    """Show all finished rounds of a line."""
-    report(open_line(config, home, overrides), format, {})
 
 
 def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
@@ -57,16 +49,15 @@ def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
 
 
 def champion_of(line: Line, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The adapter that serves: the last one promoted, or the bare base model."""
+    """The adapter that serves: promoted or appointed, or the bare base model."""
     if not rounds:
         return {}
-    last = rounds[-1]
-    number = read_facts(line.artifact(last["round"], PROMOTED))["champion_round"]
-    if number is None:
-        return {"line": line.name, "round": None, "adapter": "the base model", "test": last["base"]}
-    adapter = line.stage_dir(number, "lora_checkpoint") / "adapter"
-    test = rounds[number]["after"]
-    return {"line": line.name, "round": number, "adapter": str(adapter), "test": test}
+    adapter = champion(line)
+    if adapter.trained_in is None:
+        test, path = rounds[-1]["base"], "the base model"
+    else:
+        test, path = rounds[adapter.trained_in]["after"], str(adapter.path)
+    return {"line": line.name, "round": adapter.trained_in, "adapter": path, "test": test}
 
 
 def _row(facts: Mapping[str, Any], timed: bool) -> list[Any]:

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 from evoselect_pipeline.commands.console import stderr, stdout
-from evoselect_pipeline.commands.context import open_home
+from evoselect_pipeline.commands.context import home_at, open_home
 from evoselect_pipeline.errors import ConfigError
 from evoselect_pipeline.stores.home import VARIABLE, Home, project_file
 from evoselect_pipeline.stores.tracking import Tracking
@@ -27,8 +27,9 @@ def serve(home_dir: Path | None, port: int, mlflow_port: int) -> int:
     """Start the servers and wait; return 0 after Ctrl-C, 1 if one of them ended by itself."""
     if port == mlflow_port:
         raise ConfigError(f"--port and --mlflow-port are both {port}; choose two")
-    for wanted, option in ((port, "--port"), (mlflow_port, "--mlflow-port")):
-        _refuse_taken(wanted, option)
+    _refuse_taken(port, "--port")
+    if not home_at(home_dir).mlflow_is_served:
+        _refuse_taken(mlflow_port, "--mlflow-port")
     home = open_home(home_dir)
     logs = home.root / "logs"
     logs.mkdir(exist_ok=True)
@@ -41,9 +42,11 @@ def serve(home_dir: Path | None, port: int, mlflow_port: int) -> int:
         for name, command in _commands(home, port, mlflow_port).items():
             servers[name] = _start(command, home, logs / f"{name}.log")
         runs_page = Tracking(home).runs_page()
-        _wait_until_up(servers, {"webserver": port, "mlflow": mlflow_port}, logs)
+        ports = {"webserver": port, "mlflow": mlflow_port}
+        _wait_until_up(servers, {name: ports[name] for name in servers if name in ports}, logs)
+        mlflow = home.mlflow_uri if home.mlflow_is_served else f"http://{HOST}:{mlflow_port}"
         stdout.print(f"Dagster  http://{HOST}:{port}   rounds, lineage, schedules")
-        stdout.print(f"MLflow   http://{HOST}:{mlflow_port}{runs_page}   metrics, adapters")
+        stdout.print(f"MLflow   {mlflow}{runs_page}   metrics, adapters")
         stdout.print("Ctrl-C stops both.")
         while True:
             _refuse_ended(servers, logs)
@@ -60,15 +63,16 @@ def serve(home_dir: Path | None, port: int, mlflow_port: int) -> int:
 
 def _commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
     code = ["--workspace", str(project_file("workspace.yaml"))]
-    return {
+    commands = {
         "webserver": ["dagster-webserver", "--host", HOST, "--port", str(port), *code],
         "daemon": ["dagster-daemon", "run", *code],
-        "mlflow": [
-            *("mlflow", "server", "--host", HOST, "--port", str(mlflow_port)),
-            *("--backend-store-uri", home.mlflow_uri, "--workers", "1"),
-            *("--artifacts-destination", str(home.mlflow_artifacts_dir)),
-        ],
     }
+    if not home.mlflow_is_served:
+        commands["mlflow"] = [
+            *("mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"),
+            *("--artifacts-destination", str(home.mlflow_artifacts_dir)),
+        ]
+    return commands
 
 
 def _start(command: list[str], home: Home, log: Path) -> subprocess.Popen:
@@ -77,6 +81,9 @@ def _start(command: list[str], home: Home, log: Path) -> subprocess.Popen:
         **os.environ,
         VARIABLE: str(home.root),
         "DAGSTER_HOME": str(home.dagster_dir),
+        # A line that does not load for a while must not end a backfill for good.
+        "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR": "1",
+        "MLFLOW_BACKEND_STORE_URI": home.mlflow_uri,  # not an option: it may hold a password
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }

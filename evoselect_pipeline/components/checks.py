@@ -11,9 +11,17 @@ from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.rounds.verdicts import (
     Verdict,
+    answers_as_long_as_targets,
+    candidates_distinct,
     candidates_well_formed,
     gradients_finite,
+    no_evaluation_row_among_candidates,
     not_worse_than_before,
+    targets_reached,
+    training_rows_end_with_eos,
+    transport_converged,
+    weights_not_collapsed,
+    worth_promoting,
 )
 from evoselect_pipeline.stores.home import round_of
 
@@ -23,8 +31,16 @@ warnings.filterwarnings("ignore", message="Specifying a partitions_def", categor
 # (verdict, the asset it is about, whether a negative one stops the round)
 CHECKS = (
     (candidates_well_formed, "candidates", True),
+    (no_evaluation_row_among_candidates, "candidates", True),
+    (candidates_distinct, "candidates", False),
+    (answers_as_long_as_targets, "candidates", False),
     (gradients_finite, "projected_gradients", True),
+    (transport_converged, "alignment_scores", True),
+    (weights_not_collapsed, "alignment_scores", True),
+    (targets_reached, "selected_subset", False),
+    (training_rows_end_with_eos, "selected_subset", True),
     (not_worse_than_before, "evaluation", False),
+    (worth_promoting, "promoted_adapter", False),
 )
 
 

@@ -3,24 +3,41 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 
+from evoselect_pipeline.components.automation import (
+    chain,
+    nightly,
+    opens_its_next_round,
+    rounds_of,
+    run_tags,
+)
 from evoselect_pipeline.components.checks import line_checks
-from evoselect_pipeline.components.metadata import metadata_of, quantile_table, subset_table
+from evoselect_pipeline.components.desk import explain_row, promote
+from evoselect_pipeline.components.feedback import open_next_round
+from evoselect_pipeline.components.metadata import metadata_of
 from evoselect_pipeline.components.resources import HomeResource
+from evoselect_pipeline.components.scaffold import LineScaffolder
+from evoselect_pipeline.components.shown import shown
+from evoselect_pipeline.components.turns import take_turn
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.errors import EvoselectError
 from evoselect_pipeline.rounds.data import target_set
-from evoselect_pipeline.rounds.line import PROMOTED, Line, entering, read_facts, read_json
+from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts
 from evoselect_pipeline.rounds.record import record
+from evoselect_pipeline.rounds.report import REPORT
 from evoselect_pipeline.rounds.stages import STAGES, Stage
 from evoselect_pipeline.stores.artifacts import Artifact
-from evoselect_pipeline.stores.home import round_key, round_of
+from evoselect_pipeline.stores.home import round_of
 
-LINE_TAG = "evoselect/line"
+RETRIES = 3
+RETRY_AFTER_S = 30
 
 
+@dg.scaffold_with(LineScaffolder)
 class EvolutionLine(dg.Component):
     """All rounds of one task under one configuration.
 
@@ -47,27 +64,22 @@ class EvolutionLine(dg.Component):
         return line_definitions(self.config)
 
 
-def rounds_of(line: str) -> dg.DynamicPartitionsDefinition:
-    """The partitions of a line: its rounds that exist."""
-    return dg.DynamicPartitionsDefinition(name=f"{line}_rounds")
-
-
 def line_definitions(config: LineConfig) -> dg.Definitions:
-    """Assets, checks, job, nightly schedule and first-round sensor of one line."""
+    """Assets, checks, jobs, nightly schedule and sensors of one line."""
     partitions = rounds_of(config.line)
     assets = [_target_set_asset(config), *(_stage_asset(config, s, partitions) for s in STAGES)]
     job = dg.define_asset_job(
         f"{config.line}_round",
         selection=dg.AssetSelection.assets(*assets),
-        tags={LINE_TAG: config.line},
+        tags=run_tags(config),
         description=f"One whole round of line {config.line}.",
     )
     return dg.Definitions(
         assets=assets,
         asset_checks=line_checks(config, partitions),
-        jobs=[job],
-        schedules=[_nightly(config, job.name)],
-        sensors=[_first_round(config, partitions)],
+        jobs=[job, explain_row(config), promote(config)],
+        schedules=[nightly(config, job.name)],
+        sensors=[opens_its_next_round(config), chain(config, job.name)],
     )
 
 
@@ -83,26 +95,41 @@ def _stage_asset(
         kinds=set(stage.kinds),
         description=stage.run.__doc__,
         pool=_pool(config, stage),
+        freshness_policy=_freshness(config, stage),
     )
     def body(context: dg.AssetExecutionContext, home: HomeResource) -> dg.MaterializeResult:
         started = time.monotonic()
         line = Line(config, home.home())
         with _working(line, context):
             round_number = round_of(context.partition_key)
-            artifact = stage.run(line, round_number)
+            if stage.name == "incoming_adapter":
+                take_turn(context, line, round_number)
+            artifact = stage.materialize(line, round_number)
             record(line, round_number, stage.name)
             if stage.name == PROMOTED:
-                _open_next_round(context, line, round_number)
-        return _result(artifact, started)
+                open_next_round(context, line, round_number)
+            metadata = shown(line, round_number, stage)
+        return _result(artifact, started, metadata)
 
     return body
 
 
 def _pool(config: LineConfig, stage: Stage) -> str | None:
     """A run holds its pools until it ends: rounds of a line never overlap, whoever starts them."""
-    if stage.name == "incoming_adapter":
+    # The last stages too: a run that goes on where another died has no first one.
+    if stage.name in ("incoming_adapter", PROMOTED, REPORT):
         return f"evoselect_line_{config.line}"
-    return "evoselect_gpu" if stage.uses_model else None
+    if stage.uses_model:
+        return "evoselect_gpu"
+    return "evoselect_store" if "lancedb" in stage.kinds else None
+
+
+def _freshness(config: LineConfig, stage: Stage) -> dg.FreshnessPolicy | None:
+    """How old the champion may grow, where a line has said so."""
+    hours = config.schedule.fresh_hours
+    if stage.name != PROMOTED or hours is None:
+        return None
+    return dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=hours))
 
 
 def _target_set_asset(config: LineConfig) -> dg.AssetsDefinition:
@@ -118,107 +145,52 @@ def _target_set_asset(config: LineConfig) -> dg.AssetsDefinition:
         line = Line(config, home.home())
         with _working(line, context):
             artifact = target_set(line)
-        return _result(artifact, started)
+        return _result(artifact, started, {})
 
     return body
 
 
 @contextmanager
 def _working(line: Line, context: dg.AssetExecutionContext) -> Iterator[None]:
-    """Be the line's only worker; what is wrong with the input fails the step for good."""
+    """Be the line's only worker; tell failures that may pass from those that would come again."""
     try:
         with line.home.lease(line.name, f"run {context.run.run_id}"):
             yield
     except EvoselectError as error:
         # The message says what is wrong, and the same input would fail again.
         raise dg.Failure(description=str(error), allow_retries=False) from error
+    except Exception as error:
+        if not _may_pass(error):
+            raise
+        context.log.warning(f"tried again in {RETRY_AFTER_S} s: {error}")
+        raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=RETRY_AFTER_S) from error
 
 
-def _result(artifact: Artifact, started: float) -> dg.MaterializeResult:
+def _may_pass(error: BaseException) -> bool:
+    """Whether it is a network's or a database's trouble, which may be over in a while."""
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import OperationalError
+
+    passing = (ConnectionError, TimeoutError, RequestException, OperationalError)
+    seen: BaseException | None = error
+    while seen is not None:  # MLflow wraps what its client met
+        if isinstance(seen, passing):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _result(artifact: Artifact, started: float, more: dict[str, Any]) -> dg.MaterializeResult:
     """Describe a stage's artifact to Dagster."""
     facts = read_facts(artifact)
     # The event that opens a round names the adapter; the round's own event must agree with it.
     version = dg.DataVersion(facts.get("adapter_digest", artifact.digest))
-    metadata = metadata_of(facts) | {
-        "seconds": round(time.monotonic() - started, 2),
-        "artifact": dg.MetadataValue.path(str(artifact.path)),
-    }
-    if (picks := artifact.path / "picks.json").is_file():
-        metadata["rows"] = subset_table(read_json(picks))
-    if "quantiles" in facts:
-        metadata["quantiles"] = quantile_table(facts["quantiles"])
+    metadata = (
+        metadata_of(facts)
+        | {
+            "seconds": round(time.monotonic() - started, 2),
+            "artifact": dg.MetadataValue.path(str(artifact.path)),
+        }
+        | more
+    )
     return dg.MaterializeResult(metadata=metadata, data_version=version)
-
-
-def _open_next_round(context: dg.AssetExecutionContext, line: Line, round_number: int) -> None:
-    """Register the next round and report the adapter that enters it, linked to this round."""
-    key = round_key(round_number + 1)
-    context.instance.add_dynamic_partitions(f"{line.name}_rounds", [key])
-    adapter = entering(line, round_number + 1)
-    source = dg.AssetKey([line.name, PROMOTED])
-    context.log_event(
-        dg.AssetMaterialization(
-            asset_key=dg.AssetKey([line.name, "incoming_adapter"]),
-            partition=key,
-            description=f"Opened by round {round_key(round_number)}.",
-            metadata={
-                "from_round": round_key(round_number),
-                "adapter": "the base model" if adapter.path is None else str(adapter.path),
-                "source": dg.MetadataValue.asset(source),
-                "source_run": dg.MetadataValue.dagster_run(context.run.run_id),
-            },
-            tags={"dagster/data_version": adapter.digest},
-        )
-    )
-
-
-def _nightly(config: LineConfig, job_name: str) -> dg.ScheduleDefinition:
-    @dg.schedule(
-        name=f"{config.line}_nightly",
-        job_name=job_name,
-        cron_schedule=config.schedule.cron,
-        execution_timezone=config.schedule.timezone,
-        description=f"One new round of line {config.line} a night.",
-    )
-    def nightly(context: dg.ScheduleEvaluationContext, home: HomeResource):
-        in_flight = context.instance.get_runs(
-            dg.RunsFilter(tags={LINE_TAG: config.line}, statuses=_IN_FLIGHT), limit=1
-        )
-        if in_flight:
-            return dg.SkipReason(f"run {in_flight[0].run_id} of this line has not ended")
-        key = round_key(Line(config, home.home()).next_round())
-        context.instance.add_dynamic_partitions(f"{config.line}_rounds", [key])
-        return dg.RunRequest(
-            partition_key=key,
-            run_key=f"{config.line}-{key}-{context.scheduled_execution_time:%Y-%m-%d}",
-            tags={LINE_TAG: config.line},
-        )
-
-    return nightly
-
-
-_IN_FLIGHT = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
-
-
-def _first_round(
-    config: LineConfig, partitions: dg.DynamicPartitionsDefinition
-) -> dg.SensorDefinition:
-    @dg.sensor(
-        name=f"{config.line}_opens_its_next_round",
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        minimum_interval_seconds=30,
-        description="Registers the round that may be materialized next, the first one included.",
-    )
-    def opens(context: dg.SensorEvaluationContext, home: HomeResource) -> dg.SensorResult:
-        key = round_key(Line(config, home.home()).next_round())
-        if context.instance.has_dynamic_partition(f"{config.line}_rounds", key):
-            return dg.SensorResult(skip_reason=f"round {key} is registered")
-        return dg.SensorResult(dynamic_partitions_requests=[partitions.build_add_request([key])])
-
-    return opens

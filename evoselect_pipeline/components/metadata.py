@@ -30,16 +30,17 @@ def subset_table(picks: list[dict[str, Any]], most: int = 50) -> dg.TableMetadat
     The UI gives a table half a page: hence three columns, and ids as short as reasons name them.
     """
     rows = [(pick["rank"], pick["sample_id"][:8], pick["reason"]) for pick in picks[:most]]
-    return _table({"rank": "int", "sample_id": "string", "reason": "string"}, rows)
+    return table({"rank": "int", "sample_id": "string", "reason": "string"}, rows)
 
 
 def quantile_table(quantiles: Sequence[tuple[float, float]]) -> dg.TableMetadataValue:
     """The plausibility up to which each share of the answers lies."""
     rows = [(f"{share:.0%}", round(value, 3)) for share, value in quantiles]
-    return _table({"share of answers": "string", "plausible at most": "float"}, rows)
+    return table({"share of answers": "string", "plausible at most": "float"}, rows)
 
 
-def _table(types: dict[str, str], rows: Sequence[tuple]) -> dg.TableMetadataValue:
+def table(types: dict[str, str], rows: Sequence[tuple]) -> dg.TableMetadataValue:
+    """A table of plain text, numbers and truth values; columns by name and type."""
     return dg.TableMetadataValue(
         records=[dg.TableRecord(dict(zip(types, row, strict=True))) for row in rows],
         schema=dg.TableSchema([dg.TableColumn(name, kind) for name, kind in types.items()]),

@@ -12,7 +12,6 @@ import numpy as np
 
 from evoselect_pipeline.core.metrics import bootstrap_interval, paired_bootstrap
 from evoselect_pipeline.core.records import digest
-from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.progress import progress
 from evoselect_pipeline.rounds.data import split_rows, target_set
 from evoselect_pipeline.rounds.line import (
@@ -26,6 +25,7 @@ from evoselect_pipeline.rounds.line import (
     read_json,
     write_json,
 )
+from evoselect_pipeline.rounds.verdicts import require, training_rows_end_with_eos
 from evoselect_pipeline.stores.artifacts import (
     Artifact,
     find,
@@ -45,6 +45,7 @@ def lora_checkpoint(line: Line, round_number: int) -> Artifact:
 
     config = line.config
     start = entering(line, round_number)
+    require(training_rows_end_with_eos, line, round_number)
     subset = line.artifact(round_number, "selected_subset")
     settings = {"lora": config.lora.model_dump(mode="json"), "train": config.train.model_dump()}
     inputs = made_from(
@@ -59,12 +60,7 @@ def lora_checkpoint(line: Line, round_number: int) -> Artifact:
         return found
     ids = [pick["sample_id"] for pick in read_json(subset.path / "picks.json")]
     encoder = load_encoder(config.model)
-    rows, unusable = encoder.encode(line.store.get_samples(ids))
-    if unusable:
-        raise DataError(
-            f"{len(unusable)} selected rows cannot be trained on, the first is"
-            f" {unusable[0].sample_id}: {unusable[0].detail}. Is the proxy's tokenizer another one?"
-        )
+    rows, _ = encoder.encode(line.store.get_samples(ids))
     # Checkpoints of other inputs must not be resumed from, so the folder is named by the inputs.
     work_dir = directory.parent / f"{CHECKPOINTS}{digest(inputs)}"
     with publish(directory, inputs=inputs) as folder:

@@ -19,6 +19,7 @@ from evoselect_pipeline.stores.tracking import Tracking
 
 FACTS = "facts.json"  # in every stage's artifact: a flat mapping for people and for later stages
 PROMOTED = "promoted_adapter"
+APPOINTED = "appointed_adapter"  # a person's choice of champion, beside the promotion it overrules
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,42 @@ def entering(line: Line, round_number: int) -> Entering:
             f"round {round_number} of line {line.name!r} cannot start: round {before} has not"
             f" promoted an adapter. Materialize round {round_key(before)} first."
         )
-    promotion = read_facts(line.artifact(before, PROMOTED))
-    if promotion["champion_round"] is None:
+    choice = decision_after(line, before)
+    if choice["champion_round"] is None:
         return Entering(None, "base", None)
-    champion = line.artifact(promotion["champion_round"], "lora_checkpoint")
-    if champion.digest != promotion["champion_digest"]:
+    champion = line.artifact(choice["champion_round"], "lora_checkpoint")
+    if champion.digest != choice["champion_digest"]:
         raise RoundOrderError(
             f"round {round_number} of line {line.name!r} cannot start: round"
-            f" {promotion['champion_round']} was trained again after round {before} promoted its"
+            f" {choice['champion_round']} was trained again after round {before} promoted its"
             f" adapter. Materialize round {round_key(before)} again first."
         )
-    return Entering(champion.path / "adapter", champion.digest, promotion["champion_round"])
+    return Entering(champion.path / "adapter", champion.digest, choice["champion_round"])
+
+
+def decision_after(line: Line, round_number: int) -> dict[str, Any]:
+    """Who is champion after a finished round, and by which decision.
+
+    The promotion test's answer, unless a person has appointed another adapter since. An appointment
+    overrules that one answer: a round that is promoted anew, to another result, decides anew.
+    """
+    promotion = line.artifact(round_number, PROMOTED)
+    if (line.stage_dir(round_number, APPOINTED) / "manifest.json").is_file():
+        appointment = line.artifact(round_number, APPOINTED)
+        if appointment.inputs["overrules"] == promotion.digest:
+            return read_facts(appointment)
+    return read_facts(promotion)
+
+
+def stale_rounds(line: Line, first: int) -> list[int]:
+    """Finished rounds from `first` on that no longer follow from what the round before promotes."""
+    last = line.next_round() - 1
+    if first > last:
+        return []
+    entered = read_facts(line.artifact(first, "incoming_adapter"))["adapter_digest"]
+    if entered == entering(line, first).digest:
+        return []
+    return list(range(first, last + 1))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -31,7 +31,14 @@ from evoselect_pipeline.rounds.representation import (
     span_fingerprint,
     store_gradients,
 )
-from evoselect_pipeline.rounds.verdicts import candidates_well_formed, gradients_finite, require
+from evoselect_pipeline.rounds.verdicts import (
+    candidates_well_formed,
+    gradients_finite,
+    no_evaluation_row_among_candidates,
+    require,
+    transport_converged,
+    weights_not_collapsed,
+)
 from evoselect_pipeline.stores.artifacts import Artifact, find, open_artifact, publish
 
 
@@ -46,6 +53,7 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
     config = line.config
     start = entering(line, round_number)
     require(candidates_well_formed, line, round_number)
+    require(no_evaluation_row_among_candidates, line, round_number)
     proxy_settings = config.proxy or config.model
     adapter = start.path if config.wears_adapter else None
     proxy = load_proxy(proxy_settings, adapter, config.lora, config.seed)
@@ -171,6 +179,8 @@ def alignment_scores(line: Line, round_number: int) -> Artifact:
 def selected_subset(line: Line, round_number: int) -> Artifact:
     """Choose the rows to train on, and write down a decision and a reason for every candidate."""
     config = line.config.selection
+    require(transport_converged, line, round_number)
+    require(weights_not_collapsed, line, round_number)
     aligned = line.artifact(round_number, "alignment_scores")
     pool = line.artifact(round_number, "candidates")
     settings = {

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from evoselect_pipeline.rounds.adaptation import evaluation, lora_checkpoint, promoted_adapter
+from evoselect_pipeline.rounds.costs import noted
 from evoselect_pipeline.rounds.data import candidates, incoming_adapter
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.rounds.problem import answer_quality
+from evoselect_pipeline.rounds.report import round_report
 from evoselect_pipeline.rounds.selection import (
     alignment_scores,
     projected_gradients,
     selected_subset,
 )
 from evoselect_pipeline.stores.artifacts import Artifact
+from evoselect_pipeline.stores.machine_load import watched
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,23 @@ class Stage:
         """The function's name is the stage's, the artifact folder's and the asset's."""
         return self.run.__name__
 
+    def materialize(self, line: Line, round_number: int) -> Artifact:
+        """Run the stage and note what it took; MLflow watches the machine where a model works."""
+        with ExitStack() as watch:
+            watch.enter_context(noted(line, round_number, self.name))
+            if self.uses_model:
+                watch.enter_context(watched(line.tracking, line.name, round_number))
+            return self.run(line, round_number)
+
 
 def _stage(run, *reads: str, kinds: tuple[str, ...], uses_model: bool = False) -> Stage:
     return Stage(run, reads, frozenset(kinds), uses_model)
 
 
 STAGES: tuple[Stage, ...] = (
-    _stage(incoming_adapter, kinds=("huggingface",)),
+    # It does not read the targets, but comes after them: a backfill that has to make these first
+    # would else make the first stage of all rounds before the second of any.
+    _stage(incoming_adapter, "target_set", kinds=("huggingface",)),
     _stage(candidates, "incoming_adapter", "target_set", kinds=("lancedb",)),
     _stage(
         projected_gradients, "incoming_adapter", "target_set", "candidates",
@@ -62,5 +76,10 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         promoted_adapter, "evaluation", "lora_checkpoint", "incoming_adapter",
         kinds=("huggingface", "mlflow"),
+    ),
+    # What it reads of earlier stages shows in these as well: the graph draws the edges that matter.
+    _stage(
+        round_report, "promoted_adapter", "evaluation", "selected_subset", "alignment_scores",
+        kinds=("markdown",),
     ),
 )  # fmt: skip

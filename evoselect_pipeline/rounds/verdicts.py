@@ -6,19 +6,22 @@ before they start, so that nothing goes on from a bad artifact in a later run ei
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from evoselect_pipeline.core.gates import evaluation_keys, prompt_key
-from evoselect_pipeline.core.records import make_sample
+from evoselect_pipeline.core.gates import evaluation_keys, prompt_key, text_key
+from evoselect_pipeline.core.records import Sample, make_sample
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.rounds.data import SPLITS, split_rows
-from evoselect_pipeline.rounds.line import Line, read_facts, read_json
+from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts, read_json
 
 LARGEST_UNUSABLE_SHARE = 0.5
+SMALLEST_DISTINCT_SHARE = 0.5
+LARGEST_LENGTH_RATIO = 3.0
+ROUNDING_SLACK = 1e-6  # the guard stops on its floor, give or take the last digits
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Verdict:
 
 
 def candidates_well_formed(line: Line, round_number: int) -> Verdict:
-    """Enough candidates, each a well-formed conversation, none of them an evaluation row."""
+    """Enough candidates, each a well-formed conversation."""
     ids = read_json(line.artifact(round_number, "candidates").path / "ids.json")
     figures: dict[str, Any] = {"num_candidates": len(ids)}
     least = line.config.min_candidates
@@ -42,17 +45,54 @@ def candidates_well_formed(line: Line, round_number: int) -> Verdict:
             " look at why rows were rejected",
             figures,
         )
-    trusted = evaluation_keys(row for split in SPLITS for row in split_rows(line, split))
     for sample in line.store.get_samples(ids):
         make_sample(sample.messages)
-        if prompt_key(sample) in trusted:
+    return Verdict(True, f"{len(ids)} candidates, all well-formed", figures)
+
+
+def no_evaluation_row_among_candidates(line: Line, round_number: int) -> Verdict:
+    """No candidate asks what a target, validation or test row asks."""
+    pool = line.artifact(round_number, "candidates")
+    rejected = read_json(pool.path / "rejected.json")
+    kept_out = sum(row["stage"] == "leaks_evaluation" for row in rejected)
+    figures: dict[str, Any] = {"num_kept_out": kept_out}
+    trusted = evaluation_keys(row for split in SPLITS for row in split_rows(line, split))
+    for sample in line.store.get_samples(read_json(pool.path / "ids.json")):
+        if found := trusted.get(prompt_key(sample)):
             return Verdict(
                 False,
-                f"candidate {sample.sample_id} asks what evaluation row"
-                f" {trusted[prompt_key(sample)]} asks: materialize candidates again",
+                f"candidate {sample.sample_id} asks what evaluation row {found} asks: materialize"
+                " candidates again",
                 figures,
             )
-    return Verdict(True, f"{len(ids)} candidates, all well-formed", figures)
+    return Verdict(True, f"no such candidate; the gates kept {kept_out} out", figures)
+
+
+def candidates_distinct(line: Line, round_number: int) -> Verdict:
+    """Most candidates say something of their own."""
+    samples = _candidates(line, round_number)
+    share = len({text_key(sample) for sample in samples}) / max(1, len(samples))
+    return Verdict(
+        share >= SMALLEST_DISTINCT_SHARE,
+        f"{share:.0%} of {len(samples)} candidates are distinct in their words"
+        f" (expected {SMALLEST_DISTINCT_SHARE:.0%} or more): if few are, give the generator more"
+        " seeds or a higher temperature",
+        {"distinct_share": share},
+    )
+
+
+def answers_as_long_as_targets(line: Line, round_number: int) -> Verdict:
+    """The candidates' answers are about as long as the target rows' answers."""
+    candidates = _median_answer(_candidates(line, round_number))
+    targets = _median_answer(split_rows(line, "targets"))
+    ratio = candidates / max(1.0, targets)
+    return Verdict(
+        1 / LARGEST_LENGTH_RATIO <= ratio <= LARGEST_LENGTH_RATIO,
+        f"the median answer has {candidates:.0f} characters, the targets' has {targets:.0f}"
+        f" (expected within {LARGEST_LENGTH_RATIO:g} times): if they differ, look at the"
+        " generator's prompt and format",
+        {"length_ratio": ratio},
+    )
 
 
 def gradients_finite(line: Line, round_number: int) -> Verdict:
@@ -79,6 +119,70 @@ def gradients_finite(line: Line, round_number: int) -> Verdict:
     return Verdict(True, f"{len(ids)} gradients, all finite", figures)
 
 
+def transport_converged(line: Line, round_number: int) -> Verdict:
+    """The transport plan meets its marginals within the tolerance."""
+    error = read_facts(line.artifact(round_number, "alignment_scores"))["marginal_error"]
+    allowed = line.config.selection.evoselect.tolerance
+    return Verdict(
+        error <= allowed,
+        f"marginals are met to {error:.2g}, selection.evoselect.tolerance is {allowed:.2g}: if"
+        " they are not, raise selection.evoselect.epsilon",
+        {"marginal_error": error},
+    )
+
+
+def weights_not_collapsed(line: Line, round_number: int) -> Verdict:
+    """The weights are spread over as many rows as the guard demands."""
+    facts = read_facts(line.artifact(round_number, "alignment_scores"))
+    size, floor = facts["effective_sample_size"], facts["effective_sample_size_floor"]
+    return Verdict(
+        size >= floor * (1 - ROUNDING_SLACK),
+        f"the weights count as {size:.0f} rows, the guard's floor is {floor:.0f}: if they count as"
+        " fewer, lower selection.evoselect.step_size",
+        {"effective_sample_size": size, "floor": floor},
+    )
+
+
+def training_rows_end_with_eos(line: Line, round_number: int) -> Verdict:
+    """Every chosen row can be trained on, and ends with a token that stops the student."""
+    from evoselect_pipeline.training.models import load_encoder
+
+    picks = read_json(line.artifact(round_number, "selected_subset").path / "picks.json")
+    encoder = load_encoder(line.config.model)
+    rows, unusable = encoder.encode(line.store.get_samples([p["sample_id"] for p in picks]))
+    figures: dict[str, Any] = {"num_rows": len(rows), "num_unusable": len(unusable)}
+    if unusable:
+        return Verdict(
+            False,
+            f"{len(unusable)} chosen rows cannot be trained on, the first is"
+            f" {unusable[0].sample_id}: {unusable[0].detail}. Has the proxy another tokenizer?",
+            figures,
+        )
+    endless = [row.sample_id for row in rows if row.input_ids[-1] not in encoder.stop_ids]
+    if endless or not rows:
+        return Verdict(
+            False,
+            f"{len(endless)} of {len(rows)} chosen rows do not end with a stop token:"
+            f" {', '.join(endless[:3])}; mend the model's chat template",
+            figures,
+        )
+    return Verdict(True, f"{len(rows)} chosen rows, all end with a stop token", figures)
+
+
+def targets_reached(line: Line, round_number: int) -> Verdict:
+    """Every target row has a chosen row within its reach."""
+    facts = read_facts(line.artifact(round_number, "selected_subset"))
+    unreached = facts["unreached_targets"]
+    named = ", ".join(str(target)[:8] for target in unreached[:5])
+    sentence = "every target row has a chosen row within reach"
+    if unreached:
+        sentence = (
+            f"{len(unreached)} target rows have no chosen row within reach, such as {named}:"
+            " have the generator write rows like them"
+        )
+    return Verdict(not unreached, sentence, {"num_unreached": len(unreached)})
+
+
 def not_worse_than_before(line: Line, round_number: int) -> Verdict:
     """The trained adapter answers at least as many validation rows as the one before."""
     scores = read_facts(line.artifact(round_number, "evaluation"))
@@ -88,6 +192,34 @@ def not_worse_than_before(line: Line, round_number: int) -> Verdict:
         f"validation accuracy {before:.3f} before, {after:.3f} after",
         {"before": before, "after": after},
     )
+
+
+def worth_promoting(line: Line, round_number: int) -> Verdict:
+    """The trained adapter is not worse than the incoming one by more than the tolerance."""
+    facts = read_facts(line.artifact(round_number, PROMOTED))
+    gain, low, high = (facts[name] for name in ("gain_validation", "gain_low", "gain_high"))
+    share = f"{line.config.promotion.confidence:.0%}"
+    measured = (
+        f"validation accuracy {'rose' if gain >= 0 else 'fell'} by {abs(gain):.3f}"
+        f" ({share} interval {low:+.3f} to {high:+.3f}; tolerance {facts['tolerance']:g})"
+    )
+    stays = facts["champion_round"]
+    kept = "the base model" if stays is None else f"the adapter of round {stays}"
+    outcome = "promoted" if facts["promoted"] else f"not promoted, {kept} stays champion"
+    return Verdict(
+        facts["promoted"],
+        f"{outcome}: {measured}",
+        {"gain": gain, "gain_low": low, "gain_high": high},
+    )
+
+
+def _candidates(line: Line, round_number: int) -> list[Sample]:
+    ids = read_json(line.artifact(round_number, "candidates").path / "ids.json")
+    return line.store.get_samples(ids)
+
+
+def _median_answer(rows: Sequence[Sample]) -> float:
+    return float(np.median([len(row.messages[-1].content) for row in rows])) if rows else 0.0
 
 
 def require(verdict: Callable[[Line, int], Verdict], line: Line, round_number: int) -> None:

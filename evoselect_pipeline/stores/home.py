@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-import shutil
 import socket
-import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,18 +18,19 @@ from typing import TYPE_CHECKING
 import evoselect_pipeline
 from evoselect_pipeline.errors import ArtifactError, ConfigError, RoundHeldError
 from evoselect_pipeline.stores.artifacts import write_text_atomic
-from evoselect_pipeline.stores.faults import fault
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
 LAYOUT_VERSION = 1
 VARIABLE = "EVOSELECT_HOME"
+MLFLOW_VARIABLE = "EVOSELECT_MLFLOW_URI"
 DEFAULT = "./evoselect_home"
 
 # A line names a folder, Dagster assets and an MLflow model; Dagster allows no hyphen.
 _LINE = re.compile(r"[a-z0-9][a-z0-9_]{0,62}")
 _ROUND = re.compile(r"[0-9]{4}")
+_MLFLOW_URI = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://")
 
 
 def line_name(name: str) -> str:
@@ -102,8 +98,27 @@ class Home:
 
     @property
     def mlflow_uri(self) -> str:
-        """The MLflow tracking URI; absolute, since MLflow reads a relative one from the cwd."""
-        return f"sqlite:///{self.mlflow_db}"
+        """Where MLflow is: `EVOSELECT_MLFLOW_URI`, or a SQLite file in the home.
+
+        Absolute, since MLflow reads a relative file from the cwd.
+
+        Raises
+        ------
+        ConfigError
+            If the variable holds neither a server's address nor a database's.
+        """
+        uri = os.environ.get(MLFLOW_VARIABLE) or f"sqlite:///{self.mlflow_db}"
+        if not _MLFLOW_URI.match(uri):
+            raise ConfigError(
+                f"{MLFLOW_VARIABLE} {uri!r}: expected http://HOST:PORT, https://HOST or a database"
+                " such as postgresql+psycopg2://HOST/NAME"
+            )
+        return uri.rstrip("/")
+
+    @property
+    def mlflow_is_served(self) -> bool:
+        """Whether an MLflow server stands between us and MLflow's database."""
+        return self.mlflow_uri.startswith("http")
 
     @property
     def mlflow_artifacts_dir(self) -> Path:
@@ -173,6 +188,20 @@ class Home:
         finally:
             _release(lock_file)
 
+    def is_held_for(self, what: str) -> bool:
+        """Whether a process holds a lease for this right now; it is not waited for."""
+        from filelock import FileLock, Timeout
+
+        for owner_file in self.locks_dir.glob("line-*.owner.json"):
+            if json.loads(_text_of(owner_file) or "{}").get("what") != what:
+                continue
+            try:
+                with FileLock(_lock_of(owner_file)).acquire(blocking=False):
+                    pass  # it died without a word
+            except Timeout:
+                return True
+        return False
+
     @property
     def locks_dir(self) -> Path:
         """Where the lock files are; the operating system drops a lock with the process."""
@@ -195,30 +224,19 @@ class Home:
             )
 
     def _init_mlflow(self) -> None:
-        """Create or migrate the MLflow database; the caller holds the init lock.
+        """Create or migrate MLflow's database; the caller holds the init lock."""
+        from evoselect_pipeline.stores.mlflow_database import prepare_file, prepare_server
 
-        MLflow itself does not survive several processes that start on a fresh SQLite file, nor a
-        kill between two migrations; so the file is made aside and renamed, and never in place.
-        Before an upgrade of MLflow stop what uses the old file: it would go on writing to that.
-        """
+        if self.mlflow_is_served:
+            return
+        if os.environ.get(MLFLOW_VARIABLE):
+            prepare_server(self.mlflow_uri, self.mlflow_artifacts_dir)
+            return
         version = metadata.version("mlflow")
         marker = self.root / "mlflow_version"
         if self.mlflow_db.exists() and _text_of(marker) == version:
             return
-        # One name for all: the lock is ours, so what is there was left by a process that died.
-        temporary = self.root / ".mlflow-new.db"
-        _remove_database(temporary)
-        try:
-            if self.mlflow_db.exists():
-                _copy_database(self.mlflow_db, temporary)
-                _migrate_mlflow(temporary)
-                shutil.copy2(self.mlflow_db, self.root / "mlflow.db.before-migration")
-            else:
-                _create_mlflow(temporary, self.mlflow_artifacts_dir)
-            fault("home:before_database")
-            os.replace(temporary, self.mlflow_db)
-        finally:
-            _remove_database(temporary)
+        prepare_file(self.mlflow_db, self.mlflow_artifacts_dir)
         write_text_atomic(marker, version)
 
 
@@ -287,40 +305,12 @@ def _owner(file: Path) -> str:
     return "{what} (process {pid} on {host}, since {since})".format(**record)
 
 
+def _lock_of(owner_file: Path) -> Path:
+    return owner_file.with_name(owner_file.name.replace(".owner.json", ".lock"))
+
+
 def _text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return ""
-
-
-def _create_mlflow(database: Path, artifacts_dir: Path) -> None:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    # Importing MLflow sets its loggers' levels; that it creates its tables is no news to the user.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    store = SqlAlchemyStore(f"sqlite:///{database}", str(artifacts_dir))
-    # Closes every connection, so that SQLite folds its side files into the one we rename.
-    store.engine.dispose()
-
-
-def _remove_database(database: Path) -> None:
-    # SQLite's journals carry the database's name with an ending.
-    for path in database.parent.glob(f"{database.name}*"):
-        path.unlink()
-
-
-def _copy_database(source: Path, target: Path) -> None:
-    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
-        old.backup(new)
-
-
-def _migrate_mlflow(database: Path) -> None:
-    command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{database}"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise ArtifactError(
-            f"{database}: MLflow could not migrate its database; the old one is unchanged:\n"
-            f"{result.stderr[-2000:]}"
-        )

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from time import time
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import ConfigError, NumericsError
@@ -22,7 +22,6 @@ from evoselect_pipeline.stores.faults import fault
 from evoselect_pipeline.stores.home import Home, line_name, round_key
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
@@ -33,6 +32,10 @@ LINE_TAG = "evoselect.line"
 ROUND_TAG = "evoselect.round_key"
 SHA_TAG = "evoselect.sha256"
 PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"  # what the UI shows as a run's description
+UI_VARIABLE = "EVOSELECT_MLFLOW_UI"
+# A server takes no plain path as a model's source: a browser's user could make it read any file.
+IN_HOME = "evoselect-home:"
 # What MLflow accepts in one tag; longer values are cut, since the whole is in params.json.
 TAG_CHARS = 4_000
 
@@ -69,16 +72,35 @@ class Tracking:
         # Without the workflow type the UI opens an empty page about traces.
         return f"/#/experiments/{self._experiment_id}/runs?workflowType=machine_learning"
 
+    def run_page(self, line: str, round: int) -> str:
+        """Where the MLflow UI shows a round's run: an address, or else a path in it.
+
+        Only a server, or `EVOSELECT_MLFLOW_UI`, tells at which address browsers find the UI.
+        """
+        found = self._find(line, f"{line_name(line)}/{round_key(round)}")
+        path = f"/#/experiments/{self._experiment_id}/runs/{found.info.run_id if found else ''}"
+        served = self.home.mlflow_uri if self.home.mlflow_is_served else ""
+        return (os.environ.get(UI_VARIABLE) or served).rstrip("/") + path
+
     def round_run(self, line: str, round: int) -> str:
         """Id of the child run of a round; created at first, re-opened when tried again."""
         key = f"{line_name(line)}/{round_key(round)}"
         tags = {LINE_TAG: line, ROUND_TAG: key, PARENT_TAG: self.line_run(line)}
         return self._run(tags, name=key)
 
-    def finished(self, line: str, round: int) -> bool:
-        """Whether the run of a round was closed."""
+    def status(self, line: str, round: int) -> str | None:
+        """Status of the run of a round; None if it has no run yet."""
         found = self._find(line, f"{line_name(line)}/{round_key(round)}")
-        return found is not None and found.info.status == "FINISHED"
+        return found and found.info.status
+
+    def round_runs(self, line: str) -> list[tuple[str, str]]:
+        """Round key and status of every run of a line's rounds, duplicates included."""
+        runs = self._client.search_runs(
+            [self._experiment_id],
+            f"tags.`{LINE_TAG}` = '{line_name(line)}' AND tags.`{ROUND_TAG}` != ''",
+            max_results=10_000,
+        )
+        return [(run.data.tags[ROUND_TAG], run.info.status) for run in runs]
 
     def log_round(
         self,
@@ -88,7 +110,7 @@ class Tracking:
         params: Mapping[str, object] | None = None,
         metrics: Mapping[str, float] | None = None,
         texts: Mapping[str, str] | None = None,
-        figures: Mapping[str, Figure] | None = None,
+        folders: Mapping[str, Path] | None = None,
         tags: Mapping[str, object] | None = None,
     ) -> str:
         """Log what a round did; logging it again changes nothing. Return the id of its run.
@@ -101,8 +123,8 @@ class Tracking:
         metrics : mapping
             Finite numbers; logged on the round's run and, with step = round, on the line's, where
             they draw the learning curve.
-        texts, figures : mapping
-            By the artifact's name; the same name replaces the artifact.
+        texts, folders : mapping
+            By the artifact's name; the same name replaces the artifact. Folders are copied.
         tags : mapping
             Set, and replaced when set again.
 
@@ -112,9 +134,9 @@ class Tracking:
             If a metric is NaN or infinite: MLflow would store a number in its place.
         """
         points = _finite(metrics or {}, f"{line} round {round}")
-        names = [_artifact_name(name) for name in (*(texts or {}), *(figures or {}))]
+        names = [_artifact_name(name) for name in (*(texts or {}), *(folders or {}))]
         if len(set(names)) != len(names):
-            raise ConfigError(f"{line} round {round}: a text and a figure share a name: {names}")
+            raise ConfigError(f"{line} round {round}: a text and a folder share a name: {names}")
         run_id = self.round_run(line, round)
         self._log_params(run_id, params or {})
         fault("tracking:metrics:before")
@@ -125,8 +147,8 @@ class Tracking:
             self._client.set_tag(run_id, key, value)
         for name, text in (texts or {}).items():
             self._client.log_text(run_id, text, name)
-        for name, figure in (figures or {}).items():
-            self._client.log_figure(run_id, figure, name)
+        for name, folder in (folders or {}).items():
+            self._client.log_artifacts(run_id, str(folder), name)
         return run_id
 
     def log_curve(
@@ -142,27 +164,36 @@ class Tracking:
         new = [Metric(name, v, now, step) for step, v in points if held.get(step) != v]
         self._client.log_batch(run_id, metrics=new, synchronous=True)
 
-    def log_selection(self, line: str, round: int, selected: Sequence[str], path: Path) -> str:
-        """Log the selected set as the round's training data: its ids' digest, not its rows."""
+    def log_rows(
+        self, line: str, round: int, name: str, ids: Sequence[str], path: Path, context: str
+    ) -> str:
+        """Log a set of rows as an input of the round: its ids' digest, which is returned.
+
+        Parameters
+        ----------
+        name : str
+            The same name and digest are logged once.
+        context : str
+            What the rows serve for, such as `training`.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         run_id = self.round_run(line, round)
-        selected_digest = digest(sorted(selected))
+        rows_digest = digest(sorted(ids))
         dataset = Dataset(
-            name=f"{line}-{round_key(round)}-selected",
-            digest=selected_digest,
+            name=name,
+            digest=rows_digest,
             source_type="local",
             source=json.dumps({"uri": str(path)}),
-            profile=json.dumps({"num_rows": len(selected)}),
+            profile=json.dumps({"num_rows": len(ids)}),
         )
-        training = InputTag("mlflow.data.context", "training")
-        self._client.log_inputs(run_id, [DatasetInput(dataset, [training])])
-        return selected_digest
+        tag = InputTag("mlflow.data.context", context)
+        self._client.log_inputs(run_id, [DatasetInput(dataset, [tag])])
+        return rows_digest
 
-    def finish_round(
-        self, line: str, round: int, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
-    ) -> None:
+    def finish_round(self, line: str, round: int, status: str = "FINISHED") -> None:
         """Close the run of a round, and the line's until its next round begins."""
+        fault("tracking:finish:before")
         self._client.set_terminated(self.round_run(line, round), status)
         self._client.set_terminated(self.line_run(line), status)
 
@@ -197,7 +228,7 @@ class Tracking:
             tags = {ROUND_TAG: key, SHA_TAG: sha256, LINE_TAG: line}
             version = self._client.create_model_version(
                 name=line,
-                source=str(path),
+                source=f"{IN_HOME}{path}" if self.home.mlflow_is_served else str(path),
                 run_id=self.round_run(line, round),
                 tags=tags | {name: repr(value) for name, value in values.items()},
                 description=f"Adapter of {key}",
@@ -206,6 +237,11 @@ class Tracking:
         if promoted:
             self._client.set_registered_model_alias(line, CHAMPION, version.version)
         return str(version.version)
+
+    def retire_champion(self, line: str) -> None:
+        """Take the alias `champion` away: the bare base model serves."""
+        if self.champion(line) is not None:
+            self._client.delete_registered_model_alias(line, CHAMPION)
 
     def champion(self, line: str) -> Champion | None:
         """The promoted adapter of a line, or None before the first promotion."""
@@ -219,9 +255,8 @@ class Tracking:
                 return None
             raise
         number = int(version.tags[ROUND_TAG].rpartition("/")[2])
-        return Champion(
-            line, number, str(version.version), str(version.source), version.tags[SHA_TAG]
-        )
+        path = str(version.source).removeprefix(IN_HOME)
+        return Champion(line, number, str(version.version), path, version.tags[SHA_TAG])
 
     @cached_property
     def _client(self) -> MlflowClient:
@@ -244,12 +279,14 @@ class Tracking:
                 return found.experiment_id
             try:
                 location = self.home.mlflow_artifacts_dir / EXPERIMENT
-                return self._client.create_experiment(EXPERIMENT, location.as_uri())
+                # A server says itself where it keeps artifacts: clients need not reach the place.
+                chosen = None if self.home.mlflow_is_served else location.as_uri()
+                return self._client.create_experiment(EXPERIMENT, chosen)
             except MlflowException as error:
                 # Another line's process was faster: look again.
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-        raise ConfigError(f"MLflow at {self.home.mlflow_uri}: cannot find or create {EXPERIMENT}")
+        raise ConfigError(f"MLflow's experiment {EXPERIMENT} can neither be found nor created")
 
     def _run(self, tags: dict[str, str], name: str) -> str:
         """Find the run with these line and round tags, or create it; leave it running."""

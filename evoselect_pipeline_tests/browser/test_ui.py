@@ -1,104 +1,22 @@
 """`evoselect ui`: a round launched by clicks runs and shows in both UIs; no process stays."""
 
 import re
-import shutil
 import signal
 import socket
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from evoselect_pipeline.rounds.stages import STAGES
-from evoselect_pipeline_tests.integration.process import finish, start
+from evoselect_pipeline_tests.browser.serving import processes_of, served, stop
+from evoselect_pipeline_tests.integration.process import finish
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1000),
 ]
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-QUIET = (
-    "--no-sandbox",  # Chromium refuses to run as root with it
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-ROUND_TIMEOUT_S = 600  # two minutes on two idle cores
-
-
-class Served(NamedTuple):
-    """A running `evoselect ui`."""
-
-    process: subprocess.Popen
-    home: Path
-    dagster: str
-    mlflow: str
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def served(home: Path) -> Iterator[Served]:
-    """Start `evoselect ui` on free ports, wait until it prints its addresses, stop it."""
-    ports = ("--port", free_port(), "--mlflow-port", free_port())
-    process = start("ui", "--home", home, *ports)
-    try:
-        assert process.stdout
-        dagster, mlflow, hint = (process.stdout.readline() for _ in range(3))
-        assert "Ctrl-C" in hint, process.communicate()
-        yield Served(process, home, dagster.split()[1], mlflow.split()[1])
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-
-
-def processes_of(home: Path) -> set[int]:
-    """Ids of the processes that work on a home, by their environment."""
-    mark = f"EVOSELECT_HOME={home}".encode()
-    found = set()
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if mark in environ.read_bytes().split(b"\0"):
-                found.add(int(environ.parent.name))
-        except (OSError, ValueError):  # it has ended, or is not ours
-            continue
-    return found
-
-
-def stop(ui: Served, signum: signal.Signals) -> None:
-    """End `evoselect ui` by a signal; it must take all its processes along."""
-    ui.process.send_signal(signum)
-    ui.process.communicate(timeout=60)
-    assert ui.process.returncode == 0
-    assert processes_of(ui.home) == set()
-
-
-@pytest.fixture
-def page():
-    """A page of a headless Chromium with a fresh profile."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = next(filter(None, map(shutil.which, NAMES)), None)
-    if chromium is None:
-        pytest.skip(f"no browser: found none of {', '.join(NAMES)} on the PATH")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=list(QUIET))
-        opened = browser.new_page(viewport={"width": 1400, "height": 900})
-        opened.set_default_timeout(60_000)
-        yield opened
-        browser.close()
+ROUND_TIMEOUT_S = 300
 
 
 def choose_round(page, key: str) -> None:
@@ -121,8 +39,7 @@ def choose_round(page, key: str) -> None:
 
 def launch_round(page, dagster: str, key: str) -> str:
     """Materialize the whole graph for a round, by clicks; return the run's id."""
-    page.goto(dagster)
-    page.get_by_role("link", name="Lineage").click()
+    page.goto(f"{dagster}/locations/evoselect_pipeline/asset-groups/tiny/lineage")
     choose_round(page, key)
     page.get_by_text(f"Launch runs to materialize {len(STAGES) + 1} assets").wait_for()
     # One run: were the unpartitioned target set to need a run of its own, this would be a backfill.
@@ -159,6 +76,7 @@ def find_metric_in_mlflow(page, runs: str, round_name: str, metric: str) -> None
 
 
 @pytest.mark.browser
+@pytest.mark.usefixtures("tiny_line")
 def test_a_round_launched_by_clicks_runs_in_the_daemon_and_shows_in_both_uis(page, tmp_path):
     with served(tmp_path / "home") as ui:
         run_id = launch_round(page, ui.dagster, "0000")
@@ -166,15 +84,15 @@ def test_a_round_launched_by_clicks_runs_in_the_daemon_and_shows_in_both_uis(pag
 
         # A run's process is a child of the process that launched it, and writes to its log.
         log = (ui.home / "logs/daemon.log").read_text(encoding="utf-8")
-        assert f"__ASSET_JOB - {run_id} - playground__evaluation" in log
-        assets = f"{ui.dagster}/assets/playground"
+        assert f"__ASSET_JOB - {run_id} - tiny__evaluation" in log
+        assets = f"{ui.dagster}/assets/tiny"
         target_set = f"{assets}/target_set?view=events"
         assert_materialized(page, target_set, run_id, "Materialized in run")
         for stage in STAGES:
             of_round = f"{assets}/{stage.name}?view=partitions&partition=0000"
             assert_materialized(page, of_round, run_id, re.compile("^Materialized$"))
 
-        find_metric_in_mlflow(page, ui.mlflow, "playground/0000", "test/after")
+        find_metric_in_mlflow(page, ui.mlflow, "tiny/0000", "test/after")
         stop(ui, signal.SIGTERM)
 
 

@@ -1,11 +1,14 @@
-"""The command line in this process, for what needs no process of its own."""
+"""The command line and Dagster in this process, for what needs no process of its own."""
 
+import shutil
 import sys
 from typing import NamedTuple
 
+import dagster as dg
 import pytest
 
 from evoselect_pipeline.cli import main
+from evoselect_pipeline.stores.home import Home
 
 
 class Ended(NamedTuple):
@@ -31,3 +34,21 @@ def evoselect(capsys, monkeypatch, tmp_path):
         return Ended(int(ended.value.code or 0), *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def instance():
+    with dg.instance_for_test() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def fresh_home(tmp_path_factory):
+    """A home without rounds; making MLflow's database is what takes time."""
+    return Home(tmp_path_factory.mktemp("fresh") / "home").init()
+
+
+@pytest.fixture
+def home(fresh_home, tmp_path):
+    shutil.copytree(fresh_home.root, tmp_path / "home")
+    return Home(tmp_path / "home")

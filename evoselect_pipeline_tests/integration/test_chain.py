@@ -66,4 +66,4 @@ def test_a_chain_in_memory_and_the_stages_choose_and_train_alike(case, tmp_path,
         twin = tmp_path / "chain" / f"adapter-{number}" / WEIGHTS
         assert trained.read_bytes() == twin.read_bytes()
         left = {path.name for path in line.home.round_dir(line.name, number).iterdir()}
-        assert left == {*made, "hidden_truth"}
+        assert left == {*made, "hidden_truth", "report.html"}

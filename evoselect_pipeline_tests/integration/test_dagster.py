@@ -1,22 +1,16 @@
 """Rounds in Dagster: light definitions, bad artifacts stop, equal results do not go stale."""
 
 import json
-import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
-from dagster._core.test_utils import create_run_for_test
 
-from evoselect_pipeline.commands.context import read_line_config
-from evoselect_pipeline.components.evolution_line import LINE_TAG, line_definitions
-from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.config_file import parse_config
-from evoselect_pipeline.stores.home import Home
-from evoselect_pipeline_tests.integration.process import REPOSITORY, TINY, finish
+from evoselect_pipeline_tests.integration.in_dagster import materialize, steps, tiny
+from evoselect_pipeline_tests.integration.process import REPOSITORY, finish
 
 STAGES = (
     "target_set",
@@ -29,55 +23,9 @@ STAGES = (
     "lora_checkpoint",
     "evaluation",
     "promoted_adapter",
+    "round_report",
 )
 HEAVY = {"ray", "torch", "transformers", "peft", "lancedb", "mlflow", "polars", "ot", "matplotlib"}
-
-
-def tiny(**changes: object) -> LineConfig:
-    settings = TINY | {name.replace("__", "."): value for name, value in changes.items()}
-    return read_line_config(None, [f"{key}={value}" for key, value in settings.items()])
-
-
-@pytest.fixture
-def instance():
-    with dg.instance_for_test() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def fresh_home(tmp_path_factory):
-    """A home without rounds; making MLflow's database is what takes time."""
-    return Home(tmp_path_factory.mktemp("fresh") / "home").init()
-
-
-@pytest.fixture
-def home(fresh_home, tmp_path):
-    shutil.copytree(fresh_home.root, tmp_path / "home")
-    return Home(tmp_path / "home")
-
-
-def materialize(instance, home, config, key="0000", selection=None):
-    """Materialize a round, or some of its assets, as the UI does: with the checks of each asset."""
-    definitions = line_definitions(config)
-    instance.add_dynamic_partitions("playground_rounds", [key])
-    chosen = selection and dg.AssetSelection.assets(*(["playground", name] for name in selection))
-    # An instance of its own for each run, as `evoselect run` has: after a run in this process,
-    # Dagster's notion of the current instance may name one that the run opened and has dropped.
-    with dg.DagsterInstance.from_ref(instance.get_ref()) as opened:
-        return dg.materialize(
-            [*(definitions.assets or ()), *(definitions.asset_checks or ())],  # type: ignore[list-item]
-            partition_key=key,
-            selection=chosen,
-            instance=opened,
-            resources={"home": HomeResource(root=str(home.root))},
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            raise_on_error=False,
-        )
-
-
-def steps(result) -> list[str]:
-    events = [*result.get_asset_materialization_events()]
-    return [event.asset_key.path[-1] for event in events]
 
 
 def versions(instance) -> dict[tuple[str, str | None], str]:
@@ -129,75 +77,14 @@ def test_definitions_load_fast_and_without_anything_heavy():
     assert seconds < 8  # about one; the bound only catches another order of magnitude
 
 
-def tick(home, instance, name, scheduled=datetime(2026, 11, 24, 2, tzinfo=UTC)):
-    """Evaluate the line's schedule or sensor."""
-    definitions = line_definitions(LineConfig())
-    resources = {"home": HomeResource(root=str(home.root))}
-    # The repository binds the job and the resources that a tick of the daemon would find.
-    repository = dg.Definitions.merge(
-        definitions, dg.Definitions(resources=resources)
-    ).get_repository_def()
-    if repository.has_schedule_def(name):
-        context = dg.build_schedule_context(
-            instance, scheduled, repository_def=repository, resources=resources
-        )
-        return repository.get_schedule_def(name).evaluate_tick(context)
-    context = dg.build_sensor_context(
-        instance, repository_def=repository, resources=resources, sensor_name=name
-    )
-    return repository.get_sensor_def(name).evaluate_tick(context)
-
-
-def promote(home, number):
-    """Make a round look finished."""
-    folder = home.round_dir("playground", number) / "promoted_adapter"
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text("{}")
-
-
-def test_the_schedule_asks_for_the_next_round_alone_while_none_is_in_flight(instance, home):
-    for number in (0, 1):
-        [request] = tick(home, instance, "playground_nightly").run_requests
-        assert request.partition_key == f"{number:04d}"
-        assert request.run_key == f"playground-{number:04d}-2026-11-24"
-        assert request.tags[LINE_TAG] == "playground"
-        assert instance.has_dynamic_partition("playground_rounds", f"{number:04d}")
-        promote(home, number)
-
-    run = create_run_for_test(
-        instance, status=dg.DagsterRunStatus.STARTED, tags={LINE_TAG: "playground"}
-    )
-    skipped = tick(home, instance, "playground_nightly")
-    assert not skipped.run_requests
-    assert run.run_id in skipped.skip_message
-    instance.delete_run(run.run_id)
-    # Another line's run is none of this line's business.
-    create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags={LINE_TAG: "other"})
-    [request] = tick(home, instance, "playground_nightly").run_requests
-    assert request.partition_key == "0002"
-
-
-def test_the_sensor_opens_the_first_round_and_every_next_one_once(instance, home):
-    for number in (0, 1):
-        [request] = tick(
-            home, instance, "playground_opens_its_next_round"
-        ).dynamic_partitions_requests
-        assert request.partition_keys == [f"{number:04d}"]
-        instance.add_dynamic_partitions("playground_rounds", request.partition_keys)
-        again = tick(home, instance, "playground_opens_its_next_round")
-        assert not again.dynamic_partitions_requests
-        assert f"{number:04d} is registered" in again.skip_message
-        promote(home, number)
-
-
 @pytest.mark.slow
 def test_too_small_a_pool_stops_the_round_in_this_run_and_in_a_later_one(instance, home):
     config = tiny(min_candidates=500)
     result = materialize(instance, home, config)
     assert not result.success
     assert set(steps(result)) == {"target_set", "incoming_adapter", "candidates"}
-    [evaluation] = result.get_asset_check_evaluations()
-    assert evaluation.check_name == "candidates_well_formed"
+    found = {e.check_name: e for e in result.get_asset_check_evaluations()}
+    evaluation = found["candidates_well_formed"]
     assert not evaluation.passed
     assert "200 usable candidates, fewer than min_candidates = 500" in evaluation.description
 
@@ -237,7 +124,8 @@ def test_too_few_usable_gradients_stop_the_round_in_a_later_run_too(instance, ho
     assert not result.success
     assert steps(result)[-1] == "projected_gradients"
     found = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
-    assert found == {"candidates_well_formed": True, "gradients_finite": False}
+    assert found["candidates_well_formed"]
+    assert not found["gradients_finite"]
 
     for name in ("answer_quality", "alignment_scores"):
         later = materialize(instance, home, config, selection=[name])
@@ -271,6 +159,7 @@ def test_the_same_result_keeps_every_data_version_and_another_result_changes_its
     changed = {
         name for name, partition in before if now[name, partition] != before[name, partition]
     }
-    assert changed == {"lora_checkpoint", "evaluation", "promoted_adapter", "incoming_adapter"}
+    retrained = {"lora_checkpoint", "evaluation", "promoted_adapter", "round_report"}
+    assert changed == retrained | {"incoming_adapter"}
     assert now["incoming_adapter", "0000"] == before["incoming_adapter", "0000"]
     assert now["incoming_adapter", "0001"] == now["lora_checkpoint", "0000"]

@@ -19,6 +19,7 @@ RANKS = {
     "progress": 0,
     "core": 1,
     "playground": 2,
+    "report": 2,
     "stores": 2,
     "config": 3,
     "config_file": 3,

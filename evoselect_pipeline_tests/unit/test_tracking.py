@@ -1,14 +1,13 @@
 import shutil
+import time
 from pathlib import Path
 
-import matplotlib
 import pytest
 
 from evoselect_pipeline.errors import ConfigError, NumericsError
 from evoselect_pipeline.stores.home import Home
-from evoselect_pipeline.stores.tracking import LINE_TAG, ROUND_TAG, Tracking
-
-matplotlib.use("agg")
+from evoselect_pipeline.stores.machine_load import watched
+from evoselect_pipeline.stores.tracking import LINE_TAG, ROUND_TAG, UI_VARIABLE, Tracking
 
 SHA = "f" * 64
 
@@ -28,9 +27,14 @@ def runs(tracking):
     return tracking._client.search_runs([tracking._experiment_id])
 
 
-def log(tracking, round_number, **changes):
-    from matplotlib.figure import Figure
+def pictures(tracking):
+    folder = tracking.home.root / "pictures"
+    folder.mkdir(exist_ok=True)
+    (folder / "curve.svg").write_text("<svg/>")
+    return folder
 
+
+def log(tracking, round_number, **changes):
     return tracking.log_round(
         "sums",
         round_number,
@@ -38,7 +42,7 @@ def log(tracking, round_number, **changes):
             "params": {"rank": 8, "rate": 4e-3},
             "metrics": {"after": 0.5 + round_number / 10, "before": 0.3},
             "texts": {"report.md": "# Round"},
-            "figures": {"figures/curve.png": Figure()},
+            "folders": {"figures": pictures(tracking)},
             "tags": {"evoselect.promoted": True},
             **changes,
         },
@@ -129,13 +133,55 @@ def test_artifact_names_that_leave_the_run_are_refused(tracking, name):
 def test_the_selected_set_is_the_rounds_training_data_once(tracking):
     ids = ["a" * 32, "b" * 32]
     digests = {
-        tracking.log_selection("sums", 0, order, Path("/selected")) for order in (ids, ids[::-1])
+        tracking.log_rows("sums", 0, "selected", order, Path("/selected"), "training")
+        for order in (ids, ids[::-1])
     }
     assert len(digests) == 1
+    tracking.log_rows("sums", 0, "targets", ids[:1], Path("/targets"), "targets")
     run = tracking._client.get_run(tracking.round_run("sums", 0))
-    (logged,) = run.inputs.dataset_inputs
-    assert logged.dataset.digest in digests
-    assert logged.tags[0].value == "training"
+    logged = {
+        i.dataset.name: (i.dataset.digest, i.tags[0].value) for i in run.inputs.dataset_inputs
+    }
+    assert len(run.inputs.dataset_inputs) == 2
+    assert logged["selected"] == (digests.pop(), "training")
+    assert logged["targets"][1] == "targets"
+
+
+def test_the_address_of_a_runs_page_is_told_where_it_is_known(tracking, monkeypatch):
+    run_id = tracking.round_run("sums", 0)
+    path = tracking.run_page("sums", 0)
+    assert path.startswith("/#/experiments/")
+    assert path.endswith(f"/runs/{run_id}")
+    monkeypatch.setenv(UI_VARIABLE, "http://127.0.0.1:5000/")
+    assert tracking.run_page("sums", 0) == f"http://127.0.0.1:5000{path}"
+
+
+def system_metrics(tracking, run_id):
+    client = tracking._client
+    names = [name for name in client.get_run(run_id).data.metrics if name.startswith("system/")]
+    return {n: [point.step for point in client.get_metric_history(run_id, n)] for n in names}
+
+
+def test_the_machine_is_watched_while_a_round_works_and_steps_go_on(tracking, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    run_id = tracking.round_run("sums", 0)
+    for _ in range(2):
+        with watched(tracking, "sums", 0):
+            time.sleep(1.0)
+    steps = system_metrics(tracking, run_id)["system/cpu_utilization_percentage"]
+    assert len(steps) >= 4
+    assert steps == sorted(set(steps))
+
+
+def test_watching_makes_no_run_and_leaves_a_closed_one_closed(tracking):
+    with watched(tracking, "sums", 0):
+        pass
+    assert runs(tracking) == []
+    tracking.round_run("sums", 0)
+    tracking.finish_round("sums", 0)
+    with pytest.raises(ValueError), watched(tracking, "sums", 0):
+        raise ValueError
+    assert {run.info.status for run in runs(tracking)} == {"FINISHED"}
 
 
 def test_the_champion_is_the_last_promoted_adapter(tracking):

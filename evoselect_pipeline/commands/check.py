@@ -1,0 +1,50 @@
+"""`evoselect check`: is all that a line needs there, and does all that it holds hold."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from evoselect_pipeline.commands.console import print_json, print_table, stdout
+from evoselect_pipeline.rounds.audit import Problem, audit
+from evoselect_pipeline.rounds.data import load_generator, load_task
+from evoselect_pipeline.rounds.line import Line
+
+LEAST_FREE_GIB = 2
+
+
+def check_line(line: Line, strict: bool, format: str) -> int:
+    """Report what is wrong; return 1 if anything is. Bad input raises, as it does in `run`."""
+    refuse_bad_input(line, num_rounds=1)
+    problems = [*_disk(line.home.root), *(audit(line) if strict else ())]
+    if format == "json":
+        print_json({"line": line.name, "problems": [asdict(problem) for problem in problems]})
+        return int(bool(problems))
+    looked = f"{line.next_round()} finished rounds looked at" if strict else "home not looked at"
+    if not problems:
+        stdout.print(f"Line {line.name}: all is well ({looked}).")
+        return 0
+    rows = [(problem.where, problem.what, problem.mend) for problem in problems]
+    print_table(f"Line {line.name}: {len(rows)} problems", ["where", "what", "how to mend"], rows)
+    return 1
+
+
+def refuse_bad_input(line: Line, num_rounds: int) -> None:
+    """Read the task's rows, the next rounds' files and the tokenizer before making anything."""
+    from evoselect_pipeline.training.models import load_encoder
+
+    load_task(line.config)
+    load_encoder(line.config.model)
+    generator, first = load_generator(line.config), line.next_round()
+    for number in range(first, first + num_rounds):
+        generator.fingerprint(number)
+
+
+def _disk(home: Path) -> list[Problem]:
+    existing = next(folder for folder in (home, *home.parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free / 2**30
+    if free >= LEAST_FREE_GIB:
+        return []
+    what = f"{free:.1f} GiB are free, {LEAST_FREE_GIB} are wanted"
+    return [Problem(str(existing), what, "free space, or set EVOSELECT_HOME to another disk")]

@@ -1,0 +1,67 @@
+"""Word of a failed run: in the log always, and to a webhook where one is named."""
+
+import json
+import os
+import urllib.request
+from urllib.parse import urlsplit
+
+import dagster as dg
+
+WEBHOOK = "EVOSELECT_WEBHOOK"
+TIMEOUT_S = 10
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dg.run_failure_sensor(
+    name="tells_of_failed_runs",
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=f"Logs every failed run, and posts it as JSON to ${WEBHOOK} if that is set.",
+)
+def tells_of_failed_runs(context: dg.RunFailureSensorContext) -> None:
+    """Log what failed and post it; a webhook that does not answer fails nothing else."""
+    reasons = [why_it_failed(event) for event in context.get_step_failure_events()]
+    message = "; ".join(reasons) or context.failure_event.message or "see its log"
+    told = failure_told(context.dagster_run, message)
+    context.log.error(told["text"])
+    address = os.environ.get(WEBHOOK)
+    if not address:
+        return
+    try:
+        post(address, told)
+    except (OSError, ValueError) as error:
+        # The address may hold a secret: it is not repeated.
+        context.log.error(f"the webhook in ${WEBHOOK} was not told: {type(error).__name__}")
+
+
+def why_it_failed(event: dg.DagsterEvent) -> str:
+    """Name the step that failed and why: in our own words where we have raised it on purpose."""
+    data = event.step_failure_data
+    if data.user_failure_data and data.user_failure_data.description:
+        return f"{event.step_key}: {data.user_failure_data.description}"
+    error = data.error and (data.error.cause or data.error)
+    return f"{event.step_key}: {error.message.strip() if error else 'it gave no reason'}"
+
+
+def failure_told(run: dg.DagsterRun, message: str) -> dict[str, str]:
+    """A failed run as a message: `text` for people, as chat services take it, and its parts."""
+    partition = run.tags.get("dagster/partition", "")
+    of_round = f", round {partition}" if partition else ""
+    return {
+        "text": f"Run {run.run_id[:8]} of {run.job_name}{of_round} failed: {message}",
+        "run_id": run.run_id,
+        "job": run.job_name,
+        "round": partition,
+        "message": message,
+    }
+
+
+def post(address: str, told: dict[str, str]) -> None:
+    """Send a message as JSON; over https, or in the clear to this machine alone."""
+    parts = urlsplit(address)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
+        raise ValueError(f"${WEBHOOK}: expected https://..., or http:// to this machine")
+    request = urllib.request.Request(
+        address, json.dumps(told).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+        pass

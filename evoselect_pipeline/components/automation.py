@@ -1,0 +1,141 @@
+"""What starts rounds by itself: the nightly schedule, and sensors that open and chain rounds."""
+
+from datetime import timedelta
+
+import dagster as dg
+
+from evoselect_pipeline.components.resources import HomeResource
+from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.rounds.chain import progress_of, reason_to_stop
+from evoselect_pipeline.rounds.line import Line
+from evoselect_pipeline.stores.home import round_key
+
+LINE_TAG = "evoselect/line"
+PARTITION_TAG = "dagster/partition"
+IN_FLIGHT = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+
+
+def rounds_of(line: str) -> dg.DynamicPartitionsDefinition:
+    """The partitions of a line: its rounds that exist."""
+    return dg.DynamicPartitionsDefinition(name=f"{line}_rounds")
+
+
+def run_tags(config: LineConfig) -> dict[str, str]:
+    """Tags of every run that is started for a line: whose it is, and how long it may take."""
+    seconds = timedelta(hours=config.schedule.max_hours).total_seconds()
+    return {LINE_TAG: config.line, "dagster/max_runtime": f"{seconds:.0f}"}
+
+
+def nightly(config: LineConfig, job_name: str) -> dg.ScheduleDefinition:
+    """Ask for one new round a night, or say what is in the way."""
+
+    @dg.schedule(
+        name=f"{config.line}_nightly",
+        job_name=job_name,
+        cron_schedule=config.schedule.cron,
+        execution_timezone=config.schedule.timezone,
+        description=f"One new round of line {config.line} a night.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext, home: HomeResource):
+        if busy := _in_flight(context.instance, config.line):
+            return dg.SkipReason(f"run {busy.run_id} of this line has not ended")
+        night = f"{context.scheduled_execution_time:%Y-%m-%d}"
+        return _next_round(context.instance, Line(config, home.home()), suffix=f"-{night}")
+
+    return schedule
+
+
+def chain(config: LineConfig, job_name: str) -> dg.SensorDefinition:
+    """Ask for one round after the other until the target, the patience or the budget is reached.
+
+    It looks at what the line has come to, not at events: materializing an old round again starts
+    no second chain. A round that failed is not asked for twice.
+    """
+
+    @dg.sensor(
+        name=f"{config.line}_chain",
+        job_name=job_name,
+        minimum_interval_seconds=30,
+        description=f"Rounds of line {config.line} one after the other, until {_until(config)}.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, home: HomeResource):
+        line = Line(config, home.home())
+        if busy := _in_flight(context.instance, config.line):
+            return dg.SkipReason(f"run {busy.run_id} of this line has not ended")
+        if reason := reason_to_stop(progress_of(line), config.chain):
+            return dg.SkipReason(reason)
+        key = round_key(line.next_round())
+        if (last := _last_run(context.instance, config.line, key)) and last.status in FAILED:
+            return dg.SkipReason(
+                f"round {key} failed in run {last.run_id}: see why, mend it and materialize the"
+                " round; the chain goes on after it"
+            )
+        return _next_round(context.instance, line)
+
+    return sensor
+
+
+def opens_its_next_round(config: LineConfig) -> dg.SensorDefinition:
+    """Register the round that may be materialized next, so that the UI offers it."""
+    partitions = rounds_of(config.line)
+
+    @dg.sensor(
+        name=f"{config.line}_opens_its_next_round",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=30,
+        description="Registers the round that may be materialized next, the first one included.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, home: HomeResource) -> dg.SensorResult:
+        key = round_key(Line(config, home.home()).next_round())
+        if context.instance.has_dynamic_partition(partitions.name or "", key):
+            return dg.SensorResult(skip_reason=f"round {key} is registered")
+        return dg.SensorResult(dynamic_partitions_requests=[partitions.build_add_request([key])])
+
+    return sensor
+
+
+def _next_round(instance: dg.DagsterInstance, line: Line, suffix: str = "") -> dg.RunRequest:
+    """Register the next round and ask for it; the same run key is not heeded twice."""
+    key = round_key(line.next_round())
+    instance.add_dynamic_partitions(f"{line.name}_rounds", [key])
+    return dg.RunRequest(
+        partition_key=key, run_key=f"{line.name}-{key}{suffix}", tags=run_tags(line.config)
+    )
+
+
+def _in_flight(instance: dg.DagsterInstance, line: str) -> dg.DagsterRun | None:
+    """A run of the line that has not ended, however it was started."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT))
+    return next((run for run in runs if is_of(run, line)), None)
+
+
+def _last_run(instance: dg.DagsterInstance, line: str, key: str) -> dg.DagsterRun | None:
+    """The newest run of a round."""
+    runs = instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: key}), limit=100)
+    return next((run for run in runs if is_of(run, line)), None)
+
+
+def is_of(run: dg.DagsterRun, line: str) -> bool:
+    """Whether a run works on a line, however it was started."""
+    # A run that was launched from the asset graph carries no tag of ours.
+    chosen = run.asset_selection or ()
+    return run.tags.get(LINE_TAG) == line or any(key.path[0] == line for key in chosen)
+
+
+def _until(config: LineConfig) -> str:
+    limits = config.chain
+    ends = [f"round {limits.max_rounds} is done"]
+    if limits.target is not None:
+        ends.append(f"the champion answers {limits.target:.0%} of the validation rows")
+    if limits.patience is not None:
+        ends.append(f"{limits.patience} rounds in a row promote nothing")
+    if limits.max_hours is not None:
+        ends.append(f"{limits.max_hours:g} hours are spent")
+    return " or ".join(ends)

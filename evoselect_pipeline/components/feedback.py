@@ -1,0 +1,68 @@
+"""How one round feeds the next: the edge that Dagster's acyclic graph cannot hold, as events."""
+
+import dagster as dg
+
+from evoselect_pipeline.components.automation import rounds_of
+from evoselect_pipeline.components.metadata import metadata_of
+from evoselect_pipeline.rounds.champion import champion, told
+from evoselect_pipeline.rounds.line import (
+    APPOINTED,
+    PROMOTED,
+    Line,
+    entering,
+    read_facts,
+    stale_rounds,
+)
+from evoselect_pipeline.stores.home import round_key
+
+
+def open_next_round(context: dg.AssetExecutionContext, line: Line, round_number: int) -> None:
+    """Register the next round and report the adapter that enters it, linked to this round."""
+    register(context.instance, line, round_number + 1)
+    opened = f"Opened by round {round_key(round_number)}."
+    run = dg.MetadataValue.dagster_run(context.run.run_id)
+    context.log_event(entering_event(line, round_number + 1, opened, source_run=run))
+    if stale := stale_rounds(line, round_number + 1):
+        named = ", ".join(round_key(number) for number in stale)
+        context.log.warning(
+            f"rounds {named} were made from another adapter than round {round_key(round_number)}"
+            " promotes now, and are stale: materialize them again, or leave them as they are"
+        )
+
+
+def register(instance: dg.DagsterInstance, line: Line, round_number: int) -> None:
+    """Make a round one of the line's partitions."""
+    instance.add_dynamic_partitions(rounds_of(line.name).name or "", [round_key(round_number)])
+
+
+def entering_event(
+    line: Line, round_number: int, description: str, **metadata: dg.MetadataValue
+) -> dg.AssetMaterialization:
+    """Say which adapter enters a round; its digest as data version makes what follows stale."""
+    adapter = entering(line, round_number)
+    return dg.AssetMaterialization(
+        asset_key=dg.AssetKey([line.name, "incoming_adapter"]),
+        partition=round_key(round_number),
+        description=description,
+        metadata={
+            "from_round": round_key(round_number - 1),
+            "adapter": "the base model" if adapter.path is None else str(adapter.path),
+            "source": dg.MetadataValue.asset(dg.AssetKey([line.name, PROMOTED])),
+            **metadata,
+        },
+        tags={"dagster/data_version": adapter.digest},
+    )
+
+
+def appointment_events(line: Line) -> tuple[dg.AssetObservation, dg.AssetMaterialization]:
+    """What Dagster is told after a person has appointed a champion: who, and what enters next."""
+    last = line.next_round() - 1
+    facts = read_facts(line.artifact(last, APPOINTED))
+    sentence = f"A person made {told(champion(line))} champion"
+    observed = dg.AssetObservation(
+        asset_key=dg.AssetKey([line.name, PROMOTED]),
+        partition=round_key(last),
+        description=f"{sentence}: {facts['why']}" if facts["why"] else f"{sentence}.",
+        metadata=metadata_of(facts),
+    )
+    return observed, entering_event(line, last + 1, f"{sentence} after round {round_key(last)}.")

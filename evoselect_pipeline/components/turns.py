@@ -1,0 +1,61 @@
+"""Whose turn it is: a round that the queue started too early lets the one before it pass.
+
+The queue knows no order but that of submission. When the worker of round r is killed, its retry
+is submitted last, behind the rounds that need it.
+"""
+
+import dagster as dg
+
+from evoselect_pipeline.components.automation import IN_FLIGHT, PARTITION_TAG, is_of
+from evoselect_pipeline.rounds.line import Line
+from evoselect_pipeline.stores.home import round_key
+
+PRIORITY = "dagster/priority"  # the queue takes the highest first; a retry inherits its run's tags
+RETRY_NUMBER = "dagster/retry_number"
+MAX_RETRIES = "dagster/max_retries"
+RETRY_FAILED_STEP = "dagster/retry_on_asset_or_op_failure"
+
+
+def take_turn(context: dg.AssetExecutionContext, line: Line, round_number: int) -> None:
+    """Begin a round, or step aside if a run that has not ended makes the one before it.
+
+    Raises
+    ------
+    Failure
+        If the round steps aside; the run is then tried again by itself, after the other one.
+    """
+    retries = int(context.run.tags.get(RETRY_NUMBER, 0))
+    too_early = round_number and line.next_round() < round_number
+    if too_early and (before := _pending(context.instance, line.name, round_number - 1)):
+        _go_first(context.instance, before)
+        again = {PRIORITY: "1", MAX_RETRIES: str(retries + 1), RETRY_FAILED_STEP: "true"}
+        context.instance.add_run_tags(context.run.run_id, again)
+        raise dg.Failure(
+            f"round {round_key(round_number)} steps aside: run {before.run_id} still has to make"
+            f" round {round_key(round_number - 1)}. This run is tried again after it.",
+            allow_retries=False,
+        )
+    begun = {PRIORITY: "2"}
+    if RETRY_FAILED_STEP in context.run.tags:
+        allowed = retries + context.instance.run_retries_max_retries
+        begun |= {MAX_RETRIES: str(allowed), RETRY_FAILED_STEP: "false"}
+    context.instance.add_run_tags(context.run.run_id, begun)
+
+
+def _pending(instance: dg.DagsterInstance, line: str, round_number: int) -> dg.DagsterRun | None:
+    """A run that makes a round, or one that died and is about to be tried again."""
+    tags = {PARTITION_TAG: round_key(round_number)}
+    runs = instance.get_runs(dg.RunsFilter(tags=tags), limit=100)
+    return next(
+        (
+            run
+            for run in runs
+            if is_of(run, line)
+            and (run.status in IN_FLIGHT or run.is_complete_and_waiting_to_retry)
+        ),
+        None,
+    )
+
+
+def _go_first(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    instance.add_run_tags(run.run_id, {PRIORITY: "2"})

@@ -1,0 +1,212 @@
+"""What a page says about a round, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from evoselect_pipeline.report.facts import (
+    Change,
+    Cloud,
+    Comparison,
+    Example,
+    Funnel,
+    Promotion,
+    Round,
+    Spread,
+    TargetShare,
+    Training,
+)
+from evoselect_pipeline.report.reasons import in_words
+from evoselect_pipeline.report.text import duration, number, percent, plain, points, table
+
+SHORT_ID = 8
+MOST_UNREACHED = 20
+WORST_SERVED = 5
+
+
+def title(told: Round) -> str:
+    """The page's title."""
+    return f"Round {told.number} of line {told.line}"
+
+
+def headline(told: Round) -> str:
+    """Did it help, by how much, how sure; promoted or not, and why."""
+    last, change = told.outcomes[-1], told.test
+    if change.low > 0:
+        verdict = "The round helped"
+    elif change.high < 0:
+        verdict = "The round did harm"
+    else:
+        verdict = "The round made no difference that could be told from chance"
+    return (
+        f"{verdict}: the trained adapter answers {percent(last.after)} of {number(change.num_rows)}"
+        f" test rows, {points(change.mean)} points against the {percent(last.before)} before"
+        f" ({_interval(change)}). {promotion_sentence(told.promotion)}"
+    )
+
+
+def promotion_sentence(promotion: Promotion) -> str:
+    """What the promotion test decided and why."""
+    change, floor = promotion.change, points(-promotion.tolerance)
+    measured = (
+        f"on {number(change.num_rows)} validation rows accuracy changed by {points(change.mean)}"
+        f" points ({_interval(change)})"
+    )
+    if promotion.promoted:
+        return f"It was promoted: {measured}, and the interval stays above the tolerated {floor}."
+    return (
+        f"It was not promoted: {measured}, and the interval reaches down to the tolerated {floor}"
+        f" or below; {promotion.champion} stays champion."
+    )
+
+
+def page(told: Round, images: Mapping[str, str]) -> str:
+    """The page without its seconds.
+
+    Parameters
+    ----------
+    images : mapping of str to str
+        Where each figure is to be found, by its file name; one that is missing is left out.
+    """
+    parts = [
+        f"# {title(told)}",
+        f"**{headline(told)}**",
+        "## Accuracy over the rounds",
+        _image(images, "accuracy.svg", "Test accuracy of every round's adapter with its interval"),
+        "Bars are 95 % intervals over the test rows. Grey dashes: what each round started from.",
+        "## The promotion test",
+        _image(images, "promotion.svg", "Change of validation accuracy with its interval"),
+        promotion_sentence(told.promotion),
+        "## Where the generated rows went",
+        _image(images, "funnel.svg", "Rows left out, by reason"),
+        _funnel(told.funnel),
+        "## Gradient space",
+        _image(images, "map.png", "Candidates, chosen rows and targets in gradient space"),
+        _map(told.cloud),
+        "## Targets",
+        _image(images, "targets.svg", "How well the chosen rows serve each target row"),
+        _targets(told.targets),
+        "## Against random choices",
+        _image(images, "spread.svg", "Diversity and distance of chosen and of random rows"),
+        _spread(told.spread),
+        f"## {_count(len(told.chosen), told.funnel.selected)} chosen rows",
+        _examples("rank", told.chosen),
+        f"## {_count(len(told.rejected), sum(told.funnel.rejected.values()))} rejected rows",
+        _examples("left out", told.rejected),
+        "## What was trained",
+        _training(told.training),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def cost_section(seconds: Mapping[str, float]) -> str:
+    """What the stages took, to be put at a page's end."""
+    if not seconds:
+        return ""
+    rows = [(f"`{stage}`", duration(spent)) for stage, spent in seconds.items()]
+    rows.append(("**all**", f"**{duration(sum(seconds.values()))}**"))
+    intro = "Time at work, repeated and failed attempts included; this report not."
+    return f"\n## What it took\n\n{intro}\n\n{table(('stage', 'time'), rows, 'lr')}"
+
+
+def _interval(change: Change) -> str:
+    share = f"{100 * change.confidence:g} %"
+    return f"{share} interval {points(change.low)} to {points(change.high)}"
+
+
+def _image(images: Mapping[str, str], name: str, says: str) -> str:
+    return f"![{says}]({images[name]})" if name in images else ""
+
+
+def _count(shown: int, of: int) -> str:
+    return f"{shown} of {number(of)}" if shown < of else f"All {number(of)}"
+
+
+def _funnel(funnel: Funnel) -> str:
+    rejected = sum(funnel.rejected.values())
+    text = (
+        f"{number(funnel.generated)} rows were generated, {number(rejected + funnel.repeated)} were"
+        f" left out and {number(funnel.selected)} chosen."
+    )
+    if funnel.short:
+        text += f" The budget had room for {number(funnel.short)} more, but no further row was fit."
+    return text
+
+
+def _map(cloud: Cloud) -> str:
+    shown = sum(cloud.explained)
+    return (
+        "Each row's gradient, as selection compares them, on the plane of their first two principal"
+        f" directions. Together these hold {percent(shown)} of the variance: rows far apart here"
+        " differ, rows close together may differ all the same."
+    )
+
+
+def _targets(targets: Sequence[TargetShare]) -> str:
+    unreached = [target for target in targets if not target.reached]
+    counts = [target.num_rows for target in targets]
+    text = (
+        f"{number(len(targets) - len(unreached))} of {number(len(targets))} target rows have a"
+        f" chosen row; the median has {number(float(np.median(counts)))}, the most {max(counts)}."
+    )
+    shown = unreached[:MOST_UNREACHED] or [t for t in targets if t.reached][:WORST_SERVED]
+    if unreached:
+        more = f" (the first {MOST_UNREACHED})" if len(unreached) > MOST_UNREACHED else ""
+        text += f" **No row was chosen for these{more}:**"
+    else:
+        text += " The worst served:"
+    rows = [
+        (
+            f"`{target.sample_id[:SHORT_ID]}`",
+            plain(target.prompt),
+            number(target.num_rows),
+            "–" if target.covered is None else percent(target.covered),
+        )
+        for target in shown
+    ]
+    columns = ("target id", "its prompt", "chosen rows", "transport mass carried")
+    return f"{text}\n\n{table(columns, rows, 'llrr')}"
+
+
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return "No row was chosen, so there is nothing to compare."
+    return (
+        f"{number(spread.num_rows)} chosen rows count as {spread.vendi.chosen:.1f} distinct ones in"
+        f" effect, as many random candidates as {_span(spread.vendi, 1)}. Their transport distance"
+        f" to {number(spread.num_targets)} target rows is {spread.distance.chosen:.3f}, that of"
+        f" random candidates {_span(spread.distance, 3)} ({len(spread.vendi.random)} draws)."
+        " Rows from anywhere are the more diverse ones: what counts is diversity near the targets."
+    )
+
+
+def _span(values: Comparison, digits: int) -> str:
+    low, high = (f"{bound:.{digits}f}" for bound in (min(values.random), max(values.random)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _examples(head: str, examples: Sequence[Example]) -> str:
+    rows = [
+        (
+            in_words(example.verdict),
+            f"`{example.sample_id[:SHORT_ID]}`",
+            plain(example.prompt),
+            plain(example.answer),
+            plain(example.reason, 240),
+        )
+        for example in examples
+    ]
+    return table((head, "row id", "prompt", "answer", "why"), rows) if rows else "None."
+
+
+def _training(training: Training) -> str:
+    passes = training.num_steps * training.rows_per_step / max(1, training.num_rows)
+    return (
+        f"{number(training.num_steps)} steps of {number(training.rows_per_step)} rows:"
+        f" {passes:.1f} passes over {number(training.num_rows)} rows whose answers have"
+        f" {number(training.num_tokens)} tokens, which makes"
+        f" {number(passes * training.num_tokens)} tokens trained. The loss went from"
+        f" {training.first_loss:.3f} to {training.last_loss:.3f}."
+    )

@@ -1,0 +1,120 @@
+"""The line's champion, and a person's way to make an earlier adapter champion again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evoselect_pipeline.errors import ConfigError, DataError
+from evoselect_pipeline.rounds.line import (
+    APPOINTED,
+    FACTS,
+    PROMOTED,
+    Entering,
+    Line,
+    decision_after,
+    entering,
+    made_from,
+    read_facts,
+    write_json,
+)
+from evoselect_pipeline.stores.artifacts import publish
+from evoselect_pipeline.stores.home import round_key
+
+BASE = "base"
+
+
+def champion(line: Line) -> Entering:
+    """The adapter that serves: what would enter the next round."""
+    return entering(line, line.next_round())
+
+
+def round_named(text: str) -> int | None:
+    """The round that a person means: a number, or None for `base`, the bare model."""
+    if text != BASE and not text.isdecimal():
+        raise ConfigError(f"round {text!r}: expected a finished round's number, or `{BASE}`")
+    return None if text == BASE else int(text)
+
+
+def appoint(line: Line, round_number: int | None, why: str) -> Entering:
+    """Make the adapter of a finished round champion; the bare base model if it is None.
+
+    The decision is published beside the promotion that it overrules, with the appointments before
+    it, and the alias in MLflow's registry follows. The next round starts from this adapter.
+
+    Raises
+    ------
+    DataError
+        If the line or the round has no finished evaluation, or the adapter is champion already.
+    RoundHeldError
+        If a round of the line is at work.
+    """
+    with line.home.lease(line.name, "evoselect promote"):
+        last = line.next_round() - 1
+        _check(line, round_number, last)
+        adapter = _adapter(line, round_number)
+        before = decision_after(line, last)
+        if before["champion_digest"] == adapter.digest:
+            raise DataError(f"line {line.name!r}: {told(adapter)} is the champion already")
+        promotion = line.artifact(last, PROMOTED)
+        facts = {
+            "champion_round": adapter.trained_in,
+            "champion_digest": adapter.digest,
+            "instead_of_round": before["champion_round"],
+            "why": why,
+            "earlier_appointments": _earlier(line, last),
+        }
+        inputs = made_from(line, facts, overrules=promotion.digest)
+        with publish(line.stage_dir(last, APPOINTED), inputs=inputs) as folder:
+            write_json(folder / FACTS, facts)
+        say(line)
+        return adapter
+
+
+def say(line: Line) -> None:
+    """Let MLflow's alias name the champion, whichever decision made it so."""
+    adapter = champion(line)
+    if adapter.trained_in is None:
+        line.tracking.retire_champion(line.name)
+        return
+    scores = read_facts(line.artifact(adapter.trained_in, "evaluation"))
+    line.tracking.register_adapter(
+        line.name,
+        adapter.trained_in,
+        line.stage_dir(adapter.trained_in, "lora_checkpoint") / "adapter",
+        adapter.digest,
+        {"test": scores["after_test"], "validation": scores["after_validation"]},
+    )
+
+
+def told(adapter: Entering) -> str:
+    """Name an adapter in a sentence."""
+    if adapter.trained_in is None:
+        return "the base model"
+    return f"the adapter of round {round_key(adapter.trained_in)}"
+
+
+def _check(line: Line, round_number: int | None, last: int) -> None:
+    if last < 0:
+        raise DataError(f"line {line.name!r} has no finished round, so nothing can be promoted yet")
+    if round_number is not None and not 0 <= round_number <= last:
+        raise DataError(
+            f"round {round_number} of line {line.name!r} is not finished: give one of 0 to {last},"
+            f" or `{BASE}` for the bare model"
+        )
+
+
+def _adapter(line: Line, round_number: int | None) -> Entering:
+    if round_number is None:
+        return Entering(None, "base", None)
+    trained = line.artifact(round_number, "lora_checkpoint")
+    return Entering(trained.path / "adapter", trained.digest, round_number)
+
+
+def _earlier(line: Line, last: int) -> list[dict[str, Any]]:
+    """Appointments after the same round, oldest first, so that the newest one hides none."""
+    if not (line.stage_dir(last, APPOINTED) / "manifest.json").is_file():
+        return []
+    held = line.artifact(last, APPOINTED)
+    facts = read_facts(held)
+    earlier = facts.pop("earlier_appointments")
+    return [*earlier, facts | {"at": held.manifest["created"]}]

@@ -1,0 +1,120 @@
+"""From a row to every adapter it reached, and from an adapter to every row that trained it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts, read_json
+from evoselect_pipeline.stores.home import round_key
+
+
+def story(line: Line, prefix: str) -> dict[str, Any]:
+    """Everything known about a row, from all rounds of all lines of the home.
+
+    Parameters
+    ----------
+    prefix : str
+        The row's id or its first digits.
+    """
+    sample_id = line.store.find_sample(prefix)
+    row = line.store.sample_row(sample_id)
+    decisions = line.store.decisions_of(sample_id).to_dicts()
+    scores = line.store.scores_of(sample_id).to_dicts()
+    chosen = {d["round"] for d in decisions if d["selected"] and d["line"] == line.name}
+    return {
+        **row,
+        "decisions": [known(decision) for decision in decisions],
+        "scores": [known(score) for score in scores],
+        "gradients": [_gradient(line, sample_id, score["round"]) for score in scores
+                      if score["line"] == line.name],
+        "adapters": _adapters_with(line, chosen),
+    }  # fmt: skip
+
+
+def rows_behind(line: Line, round_number: int) -> list[dict[str, Any]]:
+    """Every row that an adapter was trained on, through all rounds it builds on.
+
+    Returns
+    -------
+    list of dict
+        Oldest round first, then by rank: the round, the pick, and where the row came from.
+
+    Raises
+    ------
+    DataError
+        If the round has trained no adapter.
+    """
+    if not _trained(line, round_number):
+        raise DataError(
+            f"round {round_number} of line {line.name!r} has trained no adapter; finished are"
+            f" rounds 0 to {line.next_round() - 1}"
+        )
+    rows = []
+    for number in reversed(ancestry(line, round_number)):
+        picks = read_json(line.artifact(number, "selected_subset").path / "picks.json")
+        samples = line.store.get_samples([pick["sample_id"] for pick in picks])
+        for pick, sample in zip(picks, samples, strict=True):
+            rows.append(
+                {
+                    "round": number,
+                    **{name: pick[name] for name in ("rank", "sample_id", "target_id", "reason")},
+                    "source": sample.source,
+                    "prompt_id": sample.prompt_id,
+                    "parents": list(sample.parents),
+                }
+            )
+    return rows
+
+
+def ancestry(line: Line, round_number: int) -> list[int]:
+    """The rounds whose training an adapter carries: its own, then those it started from."""
+    rounds = [round_number]
+    while (before := _started_from(line, rounds[-1])) is not None:
+        rounds.append(before)
+    return rounds
+
+
+def known(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without the fields that nothing was said about."""
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def _started_from(line: Line, round_number: int) -> int | None:
+    return read_facts(line.artifact(round_number, "incoming_adapter"))["trained_in_round"]
+
+
+def _trained(line: Line, round_number: int) -> bool:
+    return (line.stage_dir(round_number, "lora_checkpoint") / "manifest.json").is_file()
+
+
+def _gradient(line: Line, sample_id: str, round_number: int) -> dict[str, Any]:
+    facts = read_facts(line.artifact(round_number, "projected_gradients"))
+    stored = line.store.read_gradients([sample_id], facts["fingerprint"], facts["dim"])
+    return {
+        "round": round_number,
+        "norm": float(stored.norms[0]),
+        "loss": float(stored.losses[0]),
+        "num_tokens": int(stored.num_tokens[0]),
+    }
+
+
+def _adapters_with(line: Line, chosen: set[int]) -> list[dict[str, Any]]:
+    """The finished rounds' adapters that carry what was learned from a row, with their scores."""
+    found = []
+    for number in range(line.next_round()):
+        since = [earlier for earlier in ancestry(line, number) if earlier in chosen]
+        if not since:
+            continue
+        scores = read_facts(line.artifact(number, "evaluation"))
+        found.append(
+            {
+                "round": number,
+                "learned_in": [round_key(earlier) for earlier in sorted(since)],
+                "adapter": str(line.stage_dir(number, "lora_checkpoint") / "adapter"),
+                "validation": scores["after_validation"],
+                "test": scores["after_test"],
+                "promoted": read_facts(line.artifact(number, PROMOTED))["promoted"],
+            }
+        )
+    return found

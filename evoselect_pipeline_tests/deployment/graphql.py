@@ -1,0 +1,89 @@
+"""Dagster's webserver as a browser talks to it."""
+
+import json
+import urllib.request
+from typing import Any
+
+LOCATION = {
+    "repositoryLocationName": "evoselect_pipeline",
+    "repositoryName": "__repository__",
+}
+
+ADD_ROUND = """
+mutation ($where: RepositorySelector!, $name: String!, $key: String!) {
+  addDynamicPartition(repositorySelector: $where, partitionsDefName: $name, partitionKey: $key) {
+    __typename
+    ... on PythonError { message }
+    ... on UnauthorizedError { message }
+  }
+}"""
+LAUNCH = """
+mutation ($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+    ... on UnauthorizedError { message }
+  }
+}"""
+BACKFILL = """
+query ($id: String!) {
+  partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } }
+}"""
+RUNS = """
+query { runsOrError(limit: 500) { ... on Runs { results {
+  id status creationTime tags { key value }
+} } } }"""
+ROUNDS = """
+query ($asset: AssetKeyInput!) {
+  assetOrError(assetKey: $asset) {
+    ... on Asset { assetMaterializations(limit: 500) { partition runId label } }
+  }
+}"""
+
+
+class Webserver:
+    """GraphQL over HTTP."""
+
+    def __init__(self, port: int):
+        self._address = f"http://127.0.0.1:{port}/graphql"
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """The one answer to a query."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self._address, body, headers)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.load(response)
+        assert "errors" not in answer, answer
+        [only] = answer["data"].values()
+        return only
+
+    def launch_rounds(self, line: str, keys: list[str], assets: list[str]) -> str:
+        """Materialize whole rounds as a backfill; return its id."""
+        for key in keys:
+            said = self.ask(ADD_ROUND, where=LOCATION, name=f"{line}_rounds", key=key)
+            # The line's sensor may have been faster with the first one.
+            expected = ("AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError")
+            assert said["__typename"] in expected, said
+        selection = [{"path": [line, asset]} for asset in assets]
+        params = {"assetSelection": selection, "partitionNames": keys}
+        said = self.ask(LAUNCH, params=params)
+        assert said["__typename"] == "LaunchBackfillSuccess", said
+        return said["backfillId"]
+
+    def backfill_status(self, backfill: str) -> str:
+        """Where a backfill is."""
+        return self.ask(BACKFILL, id=backfill)["status"]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs, the newest first, with their tags as a mapping."""
+        found = self.ask(RUNS)["results"]
+        for run in found:
+            run["tags"] = {tag["key"]: tag["value"] for tag in run["tags"]}
+        return found
+
+    def materializations(self, line: str, asset: str) -> list[str]:
+        """The rounds of an asset's materializations, oldest first."""
+        found = self.ask(ROUNDS, asset={"path": [line, asset]})["assetMaterializations"]
+        return [event["partition"] for event in reversed(found)]
