@@ -15,10 +15,11 @@ def promote_round(line: Line, wanted: str, why: str) -> None:
     home = open_home(line.home.root)
     import dagster as dg
 
-    from evoselect_pipeline.components.feedback import appointment_events, register
+    from evoselect_pipeline.components.automation import register
+    from evoselect_pipeline.components.feedback import appointment_events
 
     with dg.DagsterInstance.from_config(str(home.dagster_dir)) as instance:
-        register(instance, line, line.next_round())
+        register(instance, line.name, round_key(line.next_round()))
         for event in appointment_events(line):
             instance.report_runless_asset_event(event)
     stderr.print(

@@ -12,6 +12,8 @@ from evoselect_pipeline.stores.home import round_key
 
 LINE_TAG = "evoselect/line"
 PARTITION_TAG = "dagster/partition"
+GPU_POOL = "evoselect_gpu"
+STORE_POOL = "evoselect_store"
 IN_FLIGHT = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -25,6 +27,27 @@ FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 def rounds_of(line: str) -> dg.DynamicPartitionsDefinition:
     """The partitions of a line: its rounds that exist."""
     return dg.DynamicPartitionsDefinition(name=f"{line}_rounds")
+
+
+def pool_of(line: str) -> str:
+    """The pool that keeps a line's rounds from overlapping."""
+    return f"evoselect_line_{line}"
+
+
+def register(instance: dg.DagsterInstance, line: str, key: str) -> None:
+    """Make a round one of the line's partitions, behind limits that hold."""
+    limit_pools(instance, line)
+    instance.add_dynamic_partitions(rounds_of(line).name or "", [key])
+
+
+def limit_pools(instance: dg.DagsterInstance, line: str) -> None:
+    """Let Dagster know the pools of a line.
+
+    It learns of a pool when a step first asks for it, and until then lets any number of runs start.
+    """
+    known = instance.event_log_storage.get_concurrency_keys()
+    for pool in {pool_of(line), GPU_POOL, STORE_POOL} - known:
+        instance.event_log_storage.initialize_concurrency_limit_to_default(pool)
 
 
 def run_tags(config: LineConfig) -> dict[str, str]:
@@ -93,6 +116,7 @@ def opens_its_next_round(config: LineConfig) -> dg.SensorDefinition:
         description="Registers the round that may be materialized next, the first one included.",
     )
     def sensor(context: dg.SensorEvaluationContext, home: HomeResource) -> dg.SensorResult:
+        limit_pools(context.instance, config.line)
         key = round_key(Line(config, home.home()).next_round())
         if context.instance.has_dynamic_partition(partitions.name or "", key):
             return dg.SensorResult(skip_reason=f"round {key} is registered")
@@ -104,7 +128,7 @@ def opens_its_next_round(config: LineConfig) -> dg.SensorDefinition:
 def _next_round(instance: dg.DagsterInstance, line: Line, suffix: str = "") -> dg.RunRequest:
     """Register the next round and ask for it; the same run key is not heeded twice."""
     key = round_key(line.next_round())
-    instance.add_dynamic_partitions(f"{line.name}_rounds", [key])
+    register(instance, line.name, key)
     return dg.RunRequest(
         partition_key=key, run_key=f"{line.name}-{key}{suffix}", tags=run_tags(line.config)
     )

@@ -7,8 +7,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from evoselect_pipeline.components.automation import LINE_TAG
-from evoselect_pipeline.components.feedback import appointment_events, register
+from evoselect_pipeline.components.automation import LINE_TAG, register
+from evoselect_pipeline.components.feedback import appointment_events
 from evoselect_pipeline.components.metadata import table
 from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.config import LineConfig
@@ -65,7 +65,7 @@ def promote(line_config: LineConfig) -> dg.JobDefinition:
         line = Line(line_config, home.home())
         with _refusals_in_words():
             adapter = appoint(line, round_named(config.round), config.why)
-        register(context.instance, line, line.next_round())
+        register(context.instance, line.name, round_key(line.next_round()))
         for event in appointment_events(line):
             context.log_event(event)
         context.log.info(f"round {round_key(line.next_round())} starts from {told(adapter)}")

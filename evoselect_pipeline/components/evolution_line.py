@@ -9,9 +9,12 @@ from typing import Any
 import dagster as dg
 
 from evoselect_pipeline.components.automation import (
+    GPU_POOL,
+    STORE_POOL,
     chain,
     nightly,
     opens_its_next_round,
+    pool_of,
     rounds_of,
     run_tags,
 )
@@ -118,10 +121,10 @@ def _pool(config: LineConfig, stage: Stage) -> str | None:
     """A run holds its pools until it ends: rounds of a line never overlap, whoever starts them."""
     # The last stages too: a run that goes on where another died has no first one.
     if stage.name in ("incoming_adapter", PROMOTED, REPORT):
-        return f"evoselect_line_{config.line}"
+        return pool_of(config.line)
     if stage.uses_model:
-        return "evoselect_gpu"
-    return "evoselect_store" if "lancedb" in stage.kinds else None
+        return GPU_POOL
+    return STORE_POOL if "lancedb" in stage.kinds else None
 
 
 def _freshness(config: LineConfig, stage: Stage) -> dg.FreshnessPolicy | None:

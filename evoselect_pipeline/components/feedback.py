@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from evoselect_pipeline.components.automation import rounds_of
+from evoselect_pipeline.components.automation import register
 from evoselect_pipeline.components.metadata import metadata_of
 from evoselect_pipeline.rounds.champion import champion, told
 from evoselect_pipeline.rounds.line import (
@@ -18,7 +18,7 @@ from evoselect_pipeline.stores.home import round_key
 
 def open_next_round(context: dg.AssetExecutionContext, line: Line, round_number: int) -> None:
     """Register the next round and report the adapter that enters it, linked to this round."""
-    register(context.instance, line, round_number + 1)
+    register(context.instance, line.name, round_key(round_number + 1))
     opened = f"Opened by round {round_key(round_number)}."
     run = dg.MetadataValue.dagster_run(context.run.run_id)
     context.log_event(entering_event(line, round_number + 1, opened, source_run=run))
@@ -28,11 +28,6 @@ def open_next_round(context: dg.AssetExecutionContext, line: Line, round_number:
             f"rounds {named} were made from another adapter than round {round_key(round_number)}"
             " promotes now, and are stale: materialize them again, or leave them as they are"
         )
-
-
-def register(instance: dg.DagsterInstance, line: Line, round_number: int) -> None:
-    """Make a round one of the line's partitions."""
-    instance.add_dynamic_partitions(rounds_of(line.name).name or "", [round_key(round_number)])
 
 
 def entering_event(

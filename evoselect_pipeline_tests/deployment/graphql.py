@@ -1,8 +1,11 @@
 """Dagster's webserver as a browser talks to it."""
 
 import json
+import urllib.error
 import urllib.request
 from typing import Any
+
+from evoselect_pipeline_tests.deployment.compose import wait_for
 
 LOCATION = {
     "repositoryLocationName": "evoselect_pipeline",
@@ -30,10 +33,6 @@ BACKFILL = """
 query ($id: String!) {
   partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } }
 }"""
-RUNS = """
-query { runsOrError(limit: 500) { ... on Runs { results {
-  id status creationTime tags { key value }
-} } } }"""
 ROUNDS = """
 query ($asset: AssetKeyInput!) {
   assetOrError(assetKey: $asset) {
@@ -53,11 +52,24 @@ class Webserver:
         body = json.dumps({"query": query, "variables": variables}).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self._address, body, headers)
-        with urllib.request.urlopen(request, timeout=60) as response:
-            answer = json.load(response)
+        answer = self._send(request)
+        if answer is None and not query.lstrip().startswith("mutation"):
+            # After a restart of PostgreSQL each old connection of the webserver fails once.
+            answer = wait_for(lambda: self._send(request), 60, "an answer of the webserver")
+        assert answer is not None, "HTTP 500"
         assert "errors" not in answer, answer
         [only] = answer["data"].values()
         return only
+
+    def _send(self, request: urllib.request.Request) -> Any:
+        """The answer to a request, or None if the webserver could not make one."""
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            if error.code != 500:
+                raise
+            return None
 
     def launch_rounds(self, line: str, keys: list[str], assets: list[str]) -> str:
         """Materialize whole rounds as a backfill; return its id."""
@@ -75,13 +87,6 @@ class Webserver:
     def backfill_status(self, backfill: str) -> str:
         """Where a backfill is."""
         return self.ask(BACKFILL, id=backfill)["status"]
-
-    def runs(self) -> list[dict[str, Any]]:
-        """All runs, the newest first, with their tags as a mapping."""
-        found = self.ask(RUNS)["results"]
-        for run in found:
-            run["tags"] = {tag["key"]: tag["value"] for tag in run["tags"]}
-        return found
 
     def materializations(self, line: str, asset: str) -> list[str]:
         """The rounds of an asset's materializations, oldest first."""

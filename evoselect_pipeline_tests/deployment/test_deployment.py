@@ -142,6 +142,9 @@ def disturb_every_round(site: Site) -> None:
     reached(site, 3, "candidates")
     kill(site, "code", "daemon", "webserver", "mlflow")
     reached(site, 4, "candidates")
+    site.postgres.stop()
+    site.postgres.start()
+    reached(site, 4, "projected_gradients")
     for service in ("daemon", "webserver", "code"):
         restart(site, service)
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import dagster as dg
 import pytest
+import yaml
 
 from evoselect_pipeline.cli import main
-from evoselect_pipeline.stores.home import Home
+from evoselect_pipeline.stores.home import Home, project_file
 
 
 class Ended(NamedTuple):
@@ -38,7 +39,9 @@ def evoselect(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture
 def instance():
-    with dg.instance_for_test() as found:
+    """A Dagster instance with the limits of the project's `dagster.yaml`."""
+    settings = yaml.safe_load(project_file("dagster.yaml").read_text(encoding="utf-8"))
+    with dg.instance_for_test(overrides={"concurrency": settings["concurrency"]}) as found:
         yield found
 
 

@@ -82,6 +82,17 @@ def test_the_sensor_opens_the_first_round_and_every_next_one_once(instance, home
         finish_round(home, number)
 
 
+def test_the_pools_have_their_limits_before_the_first_run(instance, home):
+    tick(home, instance, "playground_opens_its_next_round")
+    limits = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
+    assert limits == {"evoselect_line_playground": 1, "evoselect_gpu": 1, "evoselect_store": 1}
+    # What a person allows stays allowed.
+    instance.event_log_storage.set_concurrency_slots("evoselect_gpu", 2)
+    tick(home, instance, "playground_opens_its_next_round")
+    limits = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
+    assert limits["evoselect_gpu"] == 2
+
+
 def test_the_chain_asks_for_round_after_round_until_its_limit_and_says_which(instance, home):
     config = tiny(chain__max_rounds=5, chain__patience=2)
     for number in (0, 1):
@@ -178,6 +189,7 @@ def test_a_scaffolded_line_is_valid_and_stands_beside_the_others(tmp_path):
     assert "a name is 1 to 63 of a-z 0-9 _" in refused.stdout + refused.stderr
 
 
+@pytest.mark.usefixtures("instance")  # loading reads from the newest one of the process
 def test_lines_in_a_folder_of_the_users_own_load_beside_the_playground(tmp_path, monkeypatch):
     for line in ("support", "billing"):
         (tmp_path / line).mkdir()
