@@ -16,7 +16,7 @@ from evoselect_pipeline.commands.console import stderr, stdout
 from evoselect_pipeline.commands.context import home_at, open_home
 from evoselect_pipeline.errors import ConfigError
 from evoselect_pipeline.stores.home import VARIABLE, Home, project_file
-from evoselect_pipeline.stores.tracking import Tracking
+from evoselect_pipeline.stores.tracking import UI_VARIABLE, Tracking
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0
@@ -37,6 +37,8 @@ def serve(home_dir: Path | None, port: int, mlflow_port: int) -> int:
     # that starts us with `&` makes us, and through us the servers, ignore it.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
+    mlflow = home.mlflow_uri if home.mlflow_is_served else f"http://{HOST}:{mlflow_port}"
+    os.environ.setdefault(UI_VARIABLE, mlflow)  # rounds link to their MLflow run
     servers: dict[str, subprocess.Popen] = {}
     try:
         for name, command in _commands(home, port, mlflow_port).items():
@@ -44,7 +46,6 @@ def serve(home_dir: Path | None, port: int, mlflow_port: int) -> int:
         runs_page = Tracking(home).runs_page()
         ports = {"webserver": port, "mlflow": mlflow_port}
         _wait_until_up(servers, {name: ports[name] for name in servers if name in ports}, logs)
-        mlflow = home.mlflow_uri if home.mlflow_is_served else f"http://{HOST}:{mlflow_port}"
         stdout.print(f"Dagster  http://{HOST}:{port}   rounds, lineage, schedules")
         stdout.print(f"MLflow   {mlflow}{runs_page}   metrics, adapters")
         stdout.print("Ctrl-C stops both.")
