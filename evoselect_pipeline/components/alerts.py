@@ -9,6 +9,7 @@ import dagster as dg
 
 WEBHOOK = "EVOSELECT_WEBHOOK"
 TIMEOUT_S = 10
+WILL_RETRY = "dagster/will_retry"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -19,6 +20,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 )
 def tells_of_failed_runs(context: dg.RunFailureSensorContext) -> None:
     """Log what failed and post it; a webhook that does not answer fails nothing else."""
+    if context.dagster_run.tags.get(WILL_RETRY) == "true":
+        return  # a round that stepped aside, or a worker that died: only the last attempt is news
     reasons = [why_it_failed(event) for event in context.get_step_failure_events()]
     message = "; ".join(reasons) or context.failure_event.message or "see its log"
     told = failure_told(context.dagster_run, message)

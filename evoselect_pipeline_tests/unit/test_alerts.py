@@ -40,10 +40,12 @@ def webhook():
     server.shutdown()
 
 
-def tell_of_a_failure() -> list[str]:
+def tell_of_a_failure(**tags: str) -> list[str]:
     """Run a failing job, evaluate the sensor on it; what the sensor logged."""
     with dg.instance_for_test() as instance:
-        result = playground_round.execute_in_process(instance=instance, raise_on_error=False)
+        result = playground_round.execute_in_process(
+            instance=instance, raise_on_error=False, tags=tags
+        )
         context = dg.build_run_status_sensor_context(
             sensor_name="tells_of_failed_runs",
             dagster_event=result.get_run_failure_event(),
@@ -79,3 +81,10 @@ def test_without_a_webhook_the_failure_is_logged_alone(monkeypatch):
     monkeypatch.delenv(WEBHOOK, raising=False)
     [logged] = tell_of_a_failure()
     assert "round 0003 failed" in logged
+
+
+def test_a_failure_that_is_tried_again_by_itself_is_no_news(webhook, monkeypatch):
+    address, posted = webhook
+    monkeypatch.setenv(WEBHOOK, address)
+    assert tell_of_a_failure(**{"dagster/will_retry": "true"}) == []
+    assert posted == []
