@@ -1,8 +1,9 @@
 """Make the README's pictures of a home: `python docs/screenshots.py HOME [IMAGES]`.
 
-The home needs a line `playground` with two finished rounds or more. It is not changed: Dagster's
-part of it is copied, and the copy forgets the round that is open but not run yet, because an asset
-is green in the graph only if all its rounds are materialized.
+The home needs a line `playground` with two finished rounds or more; for the pictures of a backfill
+and of a row's story, one made by a backfill, and a run of `playground_explain_row`. It is not
+changed: Dagster's part of it is copied, and the copy forgets the round that is open but not run
+yet, because an asset is green in the graph only if all its rounds are materialized.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ def main(home: Home, images: Path) -> None:
         page = stack.enter_context(chromium())
         asset_graph(page, dagster, images / "asset_graph.png")
         selected_subset(page, dagster, last, images / "selected_subset.png")
+        round_report(page, home, last, images / "round_report.png")
+        automation(page, dagster, images / "automation.png")
+        rounds_in_order(page, dagster, images / "runs.png")
+        row_story(page, dagster, images / "row_story.png")
         runs = mlflow + Tracking(home).runs_page()
         learning_curve(page, runs, images / "mlflow_line.png")
         round_in_mlflow(page, runs, last, images / "mlflow_round.png")
@@ -130,6 +135,37 @@ def selected_subset(page: Page, dagster: str, key: str, file: Path) -> None:
     table = page.get_by_text("Show schema")
     table.wait_for()
     table.evaluate("element => element.scrollIntoView({block: 'start'})")
+    shoot(page, file)
+
+
+def round_report(page: Page, home: Home, key: str, file: Path) -> None:
+    """The top of a round's page."""
+    page.set_viewport_size({"width": 900, "height": 2150})
+    page.goto((home.line_dir(LINE) / key / "report.html").as_uri())
+    shoot(page, file)
+
+
+def automation(page: Page, dagster: str, file: Path) -> None:
+    """Schedule and sensors with their switches."""
+    page.set_viewport_size({"width": 1400, "height": 480})
+    page.goto(f"{dagster}/automation")
+    page.get_by_text(f"{LINE}_nightly").first.wait_for()
+    shoot(page, file)
+
+
+def rounds_in_order(page: Page, dagster: str, file: Path) -> None:
+    """The runs of the rounds, one after the other."""
+    page.set_viewport_size({"width": 1400, "height": 480})
+    page.goto(f"{dagster}/runs")
+    page.get_by_text("Success").first.wait_for()
+    shoot(page, file)
+
+
+def row_story(page: Page, dagster: str, file: Path) -> None:
+    """What `<line>_explain_row` told last."""
+    page.set_viewport_size({"width": 1500, "height": 1050})
+    page.goto(f"{dagster}/assets/{LINE}/selected_subset?view=events")
+    page.get_by_text("The story of row").wait_for()
     shoot(page, file)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from evoselect_pipeline.commands.console import print_json, print_table, stdout
+from evoselect_pipeline.errors import EvoselectError
 from evoselect_pipeline.rounds.audit import Problem, audit
 from evoselect_pipeline.rounds.data import load_generator, load_task
 from evoselect_pipeline.rounds.line import Line
@@ -16,8 +17,14 @@ LEAST_FREE_GIB = 2
 
 def check_line(line: Line, strict: bool, format: str) -> int:
     """Report what is wrong; return 1 if anything is. Bad input raises, as it does in `run`."""
-    refuse_bad_input(line, num_rounds=1)
-    problems = [*_disk(line.home.root), *(audit(line) if strict else ())]
+    problems = _disk(line.home.root)
+    try:
+        refuse_bad_input(line, num_rounds=1)
+    except EvoselectError as error:
+        if not strict:
+            raise
+        problems.append(Problem("the next round", str(error), "mend it before the next round"))
+    problems += audit(line) if strict else ()
     if format == "json":
         print_json({"line": line.name, "problems": [asdict(problem) for problem in problems]})
         return int(bool(problems))

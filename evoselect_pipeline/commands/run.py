@@ -36,7 +36,7 @@ def run_rounds(
     refuse_bad_input(line, num_rounds)
     home = open_home(home_dir)
     seconds: dict[int, float] = {}
-    with home.lease(line.name, f"evoselect run (process {os.getpid()})"):
+    with home.lease(line.name, _holder()):
         for _ in range(num_rounds):
             round_number = line.next_round()
             stderr.print(f"[bold]Round {round_key(round_number)} of line {line.name}[/bold]")
@@ -56,7 +56,7 @@ def _materialize(config: LineConfig, home: Home, round_number: int) -> str | Non
     os.environ["DAGSTER_HOME"] = str(home.dagster_dir)
     import dagster as dg
 
-    from evoselect_pipeline.components.automation import run_tags
+    from evoselect_pipeline.components.automation import HOLDER_TAG, run_tags
     from evoselect_pipeline.components.evolution_line import line_definitions
     from evoselect_pipeline.components.resources import HomeResource
 
@@ -70,11 +70,15 @@ def _materialize(config: LineConfig, home: Home, round_number: int) -> str | Non
             partition_key=key,
             instance=instance,
             resources={"home": HomeResource(root=str(home.root))},
-            tags=run_tags(config),
+            tags=run_tags(config) | {HOLDER_TAG: _holder()},
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
     return None if result.success else _failure(result)
+
+
+def _holder() -> str:
+    return f"evoselect run (process {os.getpid()})"
 
 
 def _failure(result: dg.ExecuteInProcessResult) -> str:

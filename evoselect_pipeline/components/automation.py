@@ -6,12 +6,14 @@ import dagster as dg
 
 from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.errors import EvoselectError
 from evoselect_pipeline.rounds.chain import progress_of, reason_to_stop
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.stores.home import round_key
 
 LINE_TAG = "evoselect/line"
 PARTITION_TAG = "dagster/partition"
+HOLDER_TAG = "evoselect/holder"  # what the lease of a run on the command line says
 GPU_POOL = "evoselect_gpu"
 STORE_POOL = "evoselect_store"
 IN_FLIGHT = [
@@ -21,7 +23,6 @@ IN_FLIGHT = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
 
 def rounds_of(line: str) -> dg.DynamicPartitionsDefinition:
@@ -79,7 +80,7 @@ def chain(config: LineConfig, job_name: str) -> dg.SensorDefinition:
     """Ask for one round after the other until the target, the patience or the budget is reached.
 
     It looks at what the line has come to, not at events: materializing an old round again starts
-    no second chain. A round that failed is not asked for twice.
+    no second chain. A round that was begun and not finished is left to a person.
     """
 
     @dg.sensor(
@@ -92,13 +93,18 @@ def chain(config: LineConfig, job_name: str) -> dg.SensorDefinition:
         line = Line(config, home.home())
         if busy := _in_flight(context.instance, config.line):
             return dg.SkipReason(f"run {busy.run_id} of this line has not ended")
-        if reason := reason_to_stop(progress_of(line), config.chain):
+        try:
+            reason = reason_to_stop(progress_of(line), config.chain)
+        except EvoselectError as error:
+            return dg.SkipReason(str(error))
+        if reason:
             return dg.SkipReason(reason)
         key = round_key(line.next_round())
-        if (last := _last_run(context.instance, config.line, key)) and last.status in FAILED:
+        if last := _last_run(context.instance, config.line, key):
             return dg.SkipReason(
-                f"round {key} failed in run {last.run_id}: see why, mend it and materialize the"
-                " round; the chain goes on after it"
+                f"round {key} was begun in run {last.run_id}, which ended as {last.status.value},"
+                " and is not finished: see why, mend it and materialize the round; the chain goes"
+                " on after it"
             )
         return _next_round(context.instance, line)
 

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from evoselect_pipeline.components.automation import LINE_TAG, register
+from evoselect_pipeline.components.automation import LINE_TAG, pool_of, register
 from evoselect_pipeline.components.feedback import appointment_events
 from evoselect_pipeline.components.metadata import table
 from evoselect_pipeline.components.resources import HomeResource
@@ -58,7 +58,12 @@ def explain_row(line_config: LineConfig) -> dg.JobDefinition:
 def promote(line_config: LineConfig) -> dg.JobDefinition:
     """Make an earlier adapter champion again: the next round starts from it."""
 
-    @dg.op(name=f"{line_config.line}_appointment", description=promote.__doc__)
+    # Holding the line's pool it waits for a round that is at work, however that was started.
+    @dg.op(
+        name=f"{line_config.line}_appointment",
+        description=promote.__doc__,
+        pool=pool_of(line_config.line),
+    )
     def make_champion(
         context: dg.OpExecutionContext, config: Appointment, home: HomeResource
     ) -> None:
@@ -70,7 +75,6 @@ def promote(line_config: LineConfig) -> dg.JobDefinition:
             context.log_event(event)
         context.log.info(f"round {round_key(line.next_round())} starts from {told(adapter)}")
 
-    # With the line's tag it waits for a round that is at work.
     @dg.job(
         name=f"{line_config.line}_promote",
         description=promote.__doc__,
@@ -105,7 +109,7 @@ def _story_tables(told: dict[str, Any]) -> dict[str, Any]:
         ),
         "decisions": _records(told["decisions"], ("line", "round", "stage", "rank", "reason")),
         "scores": _records(
-            told["scores"], ("round", "nearest_cosine", "transport_mass", "prior", "weight")
+            told["scores"], ("line", "round", "nearest_cosine", "transport_mass", "prior", "weight")
         ),
         "adapters_that_learned_from_it": _records(
             told["adapters"], ("round", "validation", "test", "promoted")

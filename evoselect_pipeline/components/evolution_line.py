@@ -102,8 +102,7 @@ def _stage_asset(
     )
     def body(context: dg.AssetExecutionContext, home: HomeResource) -> dg.MaterializeResult:
         started = time.monotonic()
-        line = Line(config, home.home())
-        with _working(line, context):
+        with _working(config, home, context) as line:
             round_number = round_of(context.partition_key)
             if stage.name == "incoming_adapter":
                 take_turn(context, line, round_number)
@@ -145,8 +144,7 @@ def _target_set_asset(config: LineConfig) -> dg.AssetsDefinition:
     )
     def body(context: dg.AssetExecutionContext, home: HomeResource) -> dg.MaterializeResult:
         started = time.monotonic()
-        line = Line(config, home.home())
-        with _working(line, context):
+        with _working(config, home, context) as line:
             artifact = target_set(line)
         return _result(artifact, started, {})
 
@@ -154,11 +152,14 @@ def _target_set_asset(config: LineConfig) -> dg.AssetsDefinition:
 
 
 @contextmanager
-def _working(line: Line, context: dg.AssetExecutionContext) -> Iterator[None]:
+def _working(
+    config: LineConfig, home: HomeResource, context: dg.AssetExecutionContext
+) -> Iterator[Line]:
     """Be the line's only worker; tell failures that may pass from those that would come again."""
     try:
+        line = Line(config, home.home())
         with line.home.lease(line.name, f"run {context.run.run_id}"):
-            yield
+            yield line
     except EvoselectError as error:
         # The message says what is wrong, and the same input would fail again.
         raise dg.Failure(description=str(error), allow_retries=False) from error

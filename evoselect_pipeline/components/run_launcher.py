@@ -18,6 +18,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import deserialize_value
 
+from evoselect_pipeline.components.automation import HOLDER_TAG
 from evoselect_pipeline.stores.home import Home
 
 # Longer than a worker needs between two stages, and than the daemon to find a restarted code
@@ -54,10 +55,12 @@ class WatchfulRunLauncher(DefaultRunLauncher):
 
     def _may_live(self, run: DagsterRun) -> bool:
         address = json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
-        if not address or _is_known(run.run_id, address):
+        if address and _is_known(run.run_id, address):
             return True
-        # The server may have been replaced under a worker that goes on.
-        return Home.from_env().is_held_for(f"run {run.run_id}")
+        # The server may have been replaced under a worker that goes on; and a run that was started
+        # on the command line has none.
+        holder = run.tags.get(HOLDER_TAG, f"run {run.run_id}")
+        return Home.from_env().is_held_for(holder)
 
 
 def _is_known(run_id: str, address: dict[str, Any]) -> bool:

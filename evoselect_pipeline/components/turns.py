@@ -14,6 +14,8 @@ PRIORITY = "dagster/priority"  # the queue takes the highest first; a retry inhe
 RETRY_NUMBER = "dagster/retry_number"
 MAX_RETRIES = "dagster/max_retries"
 RETRY_FAILED_STEP = "dagster/retry_on_asset_or_op_failure"
+# A run that died may be marked for a retry that never comes, as after its backfill was ended.
+MOST_STEPS_ASIDE = 20
 
 
 def take_turn(context: dg.AssetExecutionContext, line: Line, round_number: int) -> None:
@@ -25,7 +27,7 @@ def take_turn(context: dg.AssetExecutionContext, line: Line, round_number: int) 
         If the round steps aside; the run is then tried again by itself, after the other one.
     """
     retries = int(context.run.tags.get(RETRY_NUMBER, 0))
-    too_early = round_number and line.next_round() < round_number
+    too_early = line.next_round() < round_number and retries < MOST_STEPS_ASIDE
     if too_early and (before := _pending(context.instance, line.name, round_number - 1)):
         _go_first(context.instance, before)
         again = {PRIORITY: "1", MAX_RETRIES: str(retries + 1), RETRY_FAILED_STEP: "true"}

@@ -19,7 +19,7 @@ from evoselect_pipeline.rounds.line import (
     PROMOTED,
     Entering,
     Line,
-    entering,
+    entered,
     made_from,
     read_facts,
     read_json,
@@ -44,7 +44,7 @@ def lora_checkpoint(line: Line, round_number: int) -> Artifact:
     from evoselect_pipeline.training.models import base_fingerprint, load_encoder
 
     config = line.config
-    start = entering(line, round_number)
+    start = entered(line, round_number)
     require(training_rows_end_with_eos, line, round_number)
     subset = line.artifact(round_number, "selected_subset")
     settings = {"lora": config.lora.model_dump(mode="json"), "train": config.train.model_dump()}
@@ -96,7 +96,7 @@ def evaluation(line: Line, round_number: int) -> Artifact:
     trained = line.artifact(round_number, "lora_checkpoint")
     contenders = {
         "base": Entering(None, "base", None),
-        "before": entering(line, round_number),
+        "before": entered(line, round_number),
         "after": Entering(trained.path / "adapter", trained.digest, round_number),
     }
     scored = {name: _score(line, contender) for name, contender in contenders.items()}
@@ -127,7 +127,7 @@ def promoted_adapter(line: Line, round_number: int) -> Artifact:
     """
     _sweep(line, round_number)
     settings = line.config.promotion
-    start = entering(line, round_number)
+    start = entered(line, round_number)
     trained = line.artifact(round_number, "lora_checkpoint")
     evaluated = line.artifact(round_number, "evaluation")
     inputs = made_from(

@@ -9,7 +9,7 @@ from evoselect_pipeline.core.gates import evaluation_keys, prompt_key
 from evoselect_pipeline.errors import EvoselectError
 from evoselect_pipeline.rounds.champion import champion
 from evoselect_pipeline.rounds.data import SPLITS, split_rows
-from evoselect_pipeline.rounds.line import PROMOTED, Line, entering, read_json
+from evoselect_pipeline.rounds.line import PROMOTED, Line, entered, read_json
 from evoselect_pipeline.rounds.stages import STAGES
 from evoselect_pipeline.stores.artifacts import open_artifact
 from evoselect_pipeline.stores.home import round_key
@@ -46,8 +46,11 @@ def _looked_at(
 ) -> Iterator[Problem]:
     try:
         yield from part(line)
-    except EvoselectError as error:
-        yield Problem(where, str(error), "mend what is named, then check again")
+    except Exception as error:  # whatever it is, it must not hide what is wrong elsewhere
+        what = (
+            str(error) if isinstance(error, EvoselectError) else f"{type(error).__name__}: {error}"
+        )
+        yield Problem(where, what, "mend what is named, then check again")
 
 
 def _artifacts(line: Line) -> Iterator[Problem]:
@@ -81,7 +84,7 @@ def _tables(line: Line) -> Iterator[Problem]:
 def _chain(line: Line, number: int) -> Iterator[Problem]:
     """A round started from what the round before promoted, and trained on what it chose."""
     again = f"materialize round {round_key(number)} again"
-    adapter, trained = entering(line, number), line.artifact(number, "lora_checkpoint")
+    adapter, trained = entered(line, number), line.artifact(number, "lora_checkpoint")
     if trained.inputs["start"] != adapter.digest:
         what = (
             f"it was trained from adapter {trained.inputs['start'][:8]}, but {adapter.digest[:8]}"

@@ -39,14 +39,15 @@ def appoint(line: Line, round_number: int | None, why: str) -> Entering:
     """Make the adapter of a finished round champion; the bare base model if it is None.
 
     The decision is published beside the promotion that it overrules, with the appointments before
-    it, and the alias in MLflow's registry follows. The next round starts from this adapter.
+    it, and the alias in MLflow's registry follows. The next round starts from this adapter. To ask
+    again for what was asked before tells MLflow and Dagster once more.
 
     Raises
     ------
     DataError
-        If the line or the round has no finished evaluation, or the adapter is champion already.
+        If the line or the round has no finished evaluation, or the adapter was promoted already.
     RoundHeldError
-        If a round of the line is at work.
+        If a stage of a round is at work; between two stages of a round, the rest of it refuses.
     """
     with line.home.lease(line.name, "evoselect promote"):
         last = line.next_round() - 1
@@ -54,6 +55,9 @@ def appoint(line: Line, round_number: int | None, why: str) -> Entering:
         adapter = _adapter(line, round_number)
         before = decision_after(line, last)
         if before["champion_digest"] == adapter.digest:
+            if "why" in before:  # appointed already, and perhaps not everybody was told
+                say(line)
+                return adapter
             raise DataError(f"line {line.name!r}: {told(adapter)} is the champion already")
         promotion = line.artifact(last, PROMOTED)
         facts = {

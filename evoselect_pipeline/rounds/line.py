@@ -107,6 +107,25 @@ def entering(line: Line, round_number: int) -> Entering:
     return Entering(champion.path / "adapter", champion.digest, choice["champion_round"])
 
 
+def entered(line: Line, round_number: int) -> Entering:
+    """The adapter that a round was begun with: what its stages work on, from first to last.
+
+    Raises
+    ------
+    RoundOrderError
+        If another adapter would enter the round now: the stages that are done do not fit it.
+    """
+    adapter = entering(line, round_number)
+    begun_with = read_facts(line.artifact(round_number, "incoming_adapter"))["adapter_digest"]
+    if begun_with != adapter.digest:
+        raise RoundOrderError(
+            f"round {round_number} of line {line.name!r} was begun with adapter {begun_with[:8]},"
+            f" but {adapter.digest[:8]} enters it now: a person has made another one champion, or"
+            " an earlier round was made again. Materialize the whole round again."
+        )
+    return adapter
+
+
 def decision_after(line: Line, round_number: int) -> dict[str, Any]:
     """Who is champion after a finished round, and by which decision.
 

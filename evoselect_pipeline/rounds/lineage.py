@@ -26,8 +26,8 @@ def story(line: Line, prefix: str) -> dict[str, Any]:
         **row,
         "decisions": [known(decision) for decision in decisions],
         "scores": [known(score) for score in scores],
-        "gradients": [_gradient(line, sample_id, score["round"]) for score in scores
-                      if score["line"] == line.name],
+        "gradients": [found for score in scores if score["line"] == line.name
+                      if (found := _gradient(line, sample_id, score["round"]))],
         "adapters": _adapters_with(line, chosen),
     }  # fmt: skip
 
@@ -88,8 +88,12 @@ def _trained(line: Line, round_number: int) -> bool:
     return (line.stage_dir(round_number, "lora_checkpoint") / "manifest.json").is_file()
 
 
-def _gradient(line: Line, sample_id: str, round_number: int) -> dict[str, Any]:
-    facts = read_facts(line.artifact(round_number, "projected_gradients"))
+def _gradient(line: Line, sample_id: str, round_number: int) -> dict[str, Any] | None:
+    """What a round's features say of a row; None if the round was made again without it."""
+    artifact = line.artifact(round_number, "projected_gradients")
+    if sample_id not in read_json(artifact.path / "ids.json"):
+        return None
+    facts = read_facts(artifact)
     stored = line.store.read_gradients([sample_id], facts["fingerprint"], facts["dim"])
     return {
         "round": round_number,

@@ -18,7 +18,7 @@ from evoselect_pipeline.rounds.line import (
     FACTS,
     Entering,
     Line,
-    entering,
+    entered,
     made_from,
     read_facts,
     read_json,
@@ -82,7 +82,7 @@ def answer_quality(line: Line, round_number: int) -> Artifact:
     answer counts as plausible.
     """
     require(gradients_finite, line, round_number)
-    start = entering(line, round_number)
+    start = entered(line, round_number)
     inputs = _inputs(line, round_number, start)
     directory = line.stage_dir(round_number, "answer_quality")
     if found := find(directory, inputs):

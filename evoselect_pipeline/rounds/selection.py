@@ -18,7 +18,7 @@ from evoselect_pipeline.rounds.distributed import cluster_of
 from evoselect_pipeline.rounds.line import (
     FACTS,
     Line,
-    entering,
+    entered,
     made_from,
     read_facts,
     read_json,
@@ -51,7 +51,7 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
     from evoselect_pipeline.training.models import load_encoder, load_proxy
 
     config = line.config
-    start = entering(line, round_number)
+    start = entered(line, round_number)
     require(candidates_well_formed, line, round_number)
     require(no_evaluation_row_among_candidates, line, round_number)
     proxy_settings = config.proxy or config.model

@@ -10,9 +10,11 @@ import pytest
 from evoselect_pipeline.commands.context import read_line_config
 from evoselect_pipeline.components.evolution_line import line_definitions
 from evoselect_pipeline.components.resources import HomeResource
-from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.errors import DataError, RoundOrderError
 from evoselect_pipeline.rounds.champion import appoint, champion
-from evoselect_pipeline.rounds.line import Line, entering
+from evoselect_pipeline.rounds.data import incoming_adapter
+from evoselect_pipeline.rounds.line import Line, entered, entering
+from evoselect_pipeline.rounds.selection import projected_gradients
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.integration.process import TINY, overrides, run_rounds
 
@@ -175,6 +177,18 @@ def test_the_launchpad_appoints_a_champion_as_the_command_does(line):
     assert champion(line).trained_in == 0
     [opened] = result.get_asset_materialization_events()
     assert opened.partition == "0002"
-    again = launch(line, "promote", "appointment", round="0")
-    [failure] = again.get_step_failure_events()
-    assert "is the champion already" in failure.step_failure_data.user_failure_data.description
+    # Asked again, as after a kill between the decision and its telling, it tells once more.
+    line.tracking.retire_champion("playground")
+    assert launch(line, "promote", "appointment", round="0").success
+    assert served(line) == (0, line.artifact(0, "lora_checkpoint").digest)
+
+
+@pytest.mark.slow
+def test_a_round_begun_with_another_adapter_refuses_to_go_on(line):
+    """As when a person appoints a champion between two stages of a round."""
+    incoming_adapter(line, 2)
+    appoint(line, 0, "in between")
+    with pytest.raises(RoundOrderError, match=r"was begun with adapter .* enters it now"):
+        projected_gradients(line, 2)
+    incoming_adapter(line, 2)
+    assert entered(line, 2).trained_in == 0
