@@ -32,7 +32,6 @@ class Postgres:
         self._programs, self._port, self._password = programs, port, password
         self._data = scratch / "data"
         self._log = scratch / "postgres.log"
-        scratch.mkdir()
         if os.geteuid() == 0:
             shutil.chown(scratch, "postgres", "postgres")
         self._initdb(scratch)

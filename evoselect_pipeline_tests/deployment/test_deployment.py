@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
@@ -66,14 +67,18 @@ def write_line(scratch: Path) -> Path:
 
 
 @pytest.fixture
-def site(tmp_path_factory):
-    # pytest's own folders are closed to the user that PostgreSQL runs as.
+def open_folder():
+    """A folder outside of pytest's own, which are closed to the user that PostgreSQL runs as."""
+    with TemporaryDirectory(prefix="evoselect-postgres-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def site(tmp_path_factory, open_folder):
     scratch = tmp_path_factory.mktemp("deployment")
-    for folder in (scratch, *list(scratch.parents)[:2]):
-        folder.chmod(0o755)
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     config = write_line(scratch)
-    postgres = Postgres(scratch / "postgres", ports["postgres"], PASSWORD)
+    postgres = Postgres(open_folder, ports["postgres"], PASSWORD)
     services = Deployment(scratch, ports, PASSWORD)
     try:
         services.run("init")

@@ -9,7 +9,7 @@ from dagster._core.launcher import WorkerStatus
 from dagster._core.test_utils import create_run_for_test
 
 from evoselect_pipeline.components import run_launcher
-from evoselect_pipeline.components.automation import PARTITION_TAG
+from evoselect_pipeline.components.automation import HOLDER_TAG, PARTITION_TAG
 from evoselect_pipeline.components.run_launcher import WatchfulRunLauncher
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.integration.in_dagster import materialize, tiny
@@ -71,6 +71,16 @@ def test_a_run_that_somebody_works_for_is_not_lost(instance, home, tmp_path):
         assert launcher._may_live(run)
     with home.lease("sums", "run of somebody else"):
         assert not launcher._may_live(run)
+
+
+def test_a_run_of_a_command_line_that_was_killed_is_lost(instance, home):
+    """It has no server; it would hold up the nightly schedule for as long as runs may take."""
+    holder = "evoselect run (process 1)"
+    run = create_run_for_test(instance, status=STARTED, tags={HOLDER_TAG: holder})
+    launcher = WatchfulRunLauncher()
+    with home.lease("sums", holder):
+        assert launcher._may_live(run)
+    assert not launcher._may_live(run)
 
 
 def test_a_run_whose_server_is_being_restarted_is_not_lost(instance, home):
