@@ -132,7 +132,7 @@ def selected_subset(page: Page, dagster: str, key: str, file: Path) -> None:
     """The chosen rows of a round with their reasons."""
     page.set_viewport_size({"width": 1400, "height": 900})
     page.goto(f"{dagster}/assets/{LINE}/selected_subset?view=partitions&partition={key}")
-    table = page.get_by_text("Show schema")
+    table = page.get_by_text("Show schema").first
     table.wait_for()
     table.evaluate("element => element.scrollIntoView({block: 'start'})")
     shoot(page, file)

@@ -120,5 +120,9 @@ def _story_tables(told: dict[str, Any]) -> dict[str, Any]:
 
 def _records(records: list[dict[str, Any]], columns: tuple[str, ...]) -> Any:
     """Some fields of the records as a table; None of no records, which Dagster cannot show."""
-    rows = [tuple(str(record.get(name, "")) for name in columns) for record in records]
+    rows = [tuple(_text(record.get(name, "")) for name in columns) for record in records]
     return table(dict.fromkeys(columns, "string"), rows) if rows else None
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
