@@ -155,8 +155,9 @@ def automation(page: Page, dagster: str, file: Path) -> None:
 
 def rounds_in_order(page: Page, dagster: str, file: Path) -> None:
     """The runs of the rounds, one after the other."""
-    page.set_viewport_size({"width": 1400, "height": 480})
+    page.set_viewport_size({"width": 1400, "height": 700})
     page.goto(f"{dagster}/runs")
+    page.get_by_text("Show runs within backfills").click()
     page.get_by_text("Success").first.wait_for()
     shoot(page, file)
 
