@@ -80,13 +80,20 @@ def say(line: Line) -> None:
     if adapter.trained_in is None:
         line.tracking.retire_champion(line.name)
         return
-    scores = read_facts(line.artifact(adapter.trained_in, "evaluation"))
+    register(line, adapter.trained_in, promoted=True)
+
+
+def register(line: Line, round_number: int, *, promoted: bool) -> None:
+    """Make a round's adapter a version in MLflow's registry; with the alias, if it is champion."""
+    trained = line.artifact(round_number, "lora_checkpoint")
+    scores = read_facts(line.artifact(round_number, "evaluation"))
     line.tracking.register_adapter(
         line.name,
-        adapter.trained_in,
-        line.stage_dir(adapter.trained_in, "lora_checkpoint") / "adapter",
-        adapter.digest,
+        round_number,
+        trained.path / "adapter",
+        trained.digest,
         {"test": scores["after_test"], "validation": scores["after_validation"]},
+        promoted=promoted,
     )
 
 

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from evoselect_pipeline.errors import EvoselectError
-from evoselect_pipeline.rounds.champion import say
+from evoselect_pipeline.rounds.champion import register, say
 from evoselect_pipeline.rounds.costs import seconds_spent
 from evoselect_pipeline.rounds.data import SPLITS, split_rows
 from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts, read_json
@@ -112,16 +112,7 @@ def _log_selected_rows(line: Line, round_number: int, artifact: Artifact) -> Non
 
 def _register(line: Line, round_number: int, facts: dict[str, Any]) -> None:
     if facts["promoted"]:
-        adapter = line.artifact(round_number, "lora_checkpoint")
-        scores = read_facts(line.artifact(round_number, "evaluation"))
-        line.tracking.register_adapter(
-            line.name,
-            round_number,
-            adapter.path / "adapter",
-            adapter.digest,
-            {"test": scores["after_test"], "validation": scores["after_validation"]},
-            promoted=False,
-        )
+        register(line, round_number, promoted=False)
     # Materializing an old round again must not put its adapter back into service.
     if line.next_round() == round_number + 1:
         say(line)
