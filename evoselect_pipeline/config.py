@@ -245,8 +245,8 @@ class ScheduleSettings(Settings):
     fresh_hours: float | None = Field(
         default=None,
         gt=0,
-        description="Age of the promoted adapter at which Dagster calls it overdue; never, if not"
-        " given.",
+        description="Hours after a round's promotion test, whatever it decided, at which Dagster"
+        " calls the champion overdue for the next one; never, if not given.",
     )
     max_hours: float = Field(
         default=24.0, gt=0, description="A run that takes longer is ended and counts as failed."

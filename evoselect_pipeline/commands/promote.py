@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from evoselect_pipeline.commands.console import stderr
 from evoselect_pipeline.commands.context import open_home
-from evoselect_pipeline.rounds.champion import appoint, round_named, told
-from evoselect_pipeline.rounds.line import Line
+from evoselect_pipeline.rounds.champion import appoint, round_named
+from evoselect_pipeline.rounds.line import Line, adapter_named
 from evoselect_pipeline.stores.home import round_key
 
 
@@ -23,6 +23,6 @@ def promote_round(line: Line, wanted: str, why: str) -> None:
         for event in appointment_events(line):
             instance.report_runless_asset_event(event)
     stderr.print(
-        f"{told(adapter)} is the champion of line {line.name} now; round"
+        f"{adapter_named(adapter.trained_in)} is the champion of line {line.name} now; round"
         f" {round_key(line.next_round())} starts from it".capitalize()
     )

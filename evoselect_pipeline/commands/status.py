@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evoselect_pipeline.commands.console import print_json, print_table, stdout
+from evoselect_pipeline.errors import RoundOrderError
 from evoselect_pipeline.rounds.adaptation import round_facts
 from evoselect_pipeline.rounds.champion import champion
 from evoselect_pipeline.rounds.line import Line
@@ -37,6 +38,9 @@ def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
     print_table(f"Line {line.name}: accuracy on the test rows", columns, rows)
     stdout.print(EXPLANATION, style="dim")
     _print_rejections(rounds)
+    if "problem" in champion:
+        stdout.print(f"\nNo champion: {champion['problem']}")
+        return
     last = rounds[-1]
     gain = champion["test"] - last["base"]
     stdout.print(
@@ -49,10 +53,16 @@ def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
 
 
 def champion_of(line: Line, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The adapter that serves: promoted or appointed, or the bare base model."""
+    """The adapter that serves: promoted or appointed, or the bare base model.
+
+    Where it was trained again since it was promoted there is none, and `problem` says what to do.
+    """
     if not rounds:
         return {}
-    adapter = champion(line)
+    try:
+        adapter = champion(line)
+    except RoundOrderError as error:
+        return {"line": line.name, "problem": str(error)}
     if adapter.trained_in is None:
         test, path = rounds[-1]["base"], "the base model"
     else:

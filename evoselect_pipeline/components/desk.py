@@ -13,8 +13,8 @@ from evoselect_pipeline.components.metadata import table
 from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.errors import EvoselectError
-from evoselect_pipeline.rounds.champion import appoint, round_named, told
-from evoselect_pipeline.rounds.line import Line
+from evoselect_pipeline.rounds.champion import appoint, round_named
+from evoselect_pipeline.rounds.line import Line, adapter_named
 from evoselect_pipeline.rounds.lineage import story
 from evoselect_pipeline.stores.home import round_key
 
@@ -73,7 +73,8 @@ def promote(line_config: LineConfig) -> dg.JobDefinition:
         register(context.instance, line.name, round_key(line.next_round()))
         for event in appointment_events(line):
             context.log_event(event)
-        context.log.info(f"round {round_key(line.next_round())} starts from {told(adapter)}")
+        named = adapter_named(adapter.trained_in)
+        context.log.info(f"round {round_key(line.next_round())} starts from {named}")
 
     @dg.job(
         name=f"{line_config.line}_promote",

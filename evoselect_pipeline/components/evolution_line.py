@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -27,7 +27,7 @@ from evoselect_pipeline.components.scaffold import LineScaffolder
 from evoselect_pipeline.components.shown import shown
 from evoselect_pipeline.components.turns import take_turn
 from evoselect_pipeline.config import LineConfig
-from evoselect_pipeline.errors import EvoselectError
+from evoselect_pipeline.errors import EvoselectError, RoundHeldError
 from evoselect_pipeline.rounds.data import target_set
 from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts
 from evoselect_pipeline.rounds.record import record
@@ -38,6 +38,7 @@ from evoselect_pipeline.stores.home import round_of
 
 RETRIES = 3
 RETRY_AFTER_S = 30
+KNOCK_AGAIN_S = 5
 
 
 @dg.scaffold_with(LineScaffolder)
@@ -102,8 +103,8 @@ def _stage_asset(
     )
     def body(context: dg.AssetExecutionContext, home: HomeResource) -> dg.MaterializeResult:
         started = time.monotonic()
-        with _working(config, home, context) as line:
-            round_number = round_of(context.partition_key)
+        round_number = round_of(context.partition_key)
+        with _working(config, home, context, round_number) as line:
             if stage.name == "incoming_adapter":
                 take_turn(context, line, round_number)
             artifact = stage.materialize(line, round_number)
@@ -153,13 +154,20 @@ def _target_set_asset(config: LineConfig) -> dg.AssetsDefinition:
 
 @contextmanager
 def _working(
-    config: LineConfig, home: HomeResource, context: dg.AssetExecutionContext
+    config: LineConfig,
+    home: HomeResource,
+    context: dg.AssetExecutionContext,
+    round_number: int | None = None,
 ) -> Iterator[Line]:
     """Be the line's only worker; tell failures that may pass from those that would come again."""
+    # A run that was launched from the asset graph has no tags, and hence no maximum runtime, yet.
+    context.instance.add_run_tags(context.run.run_id, run_tags(config))
     try:
         line = Line(config, home.home())
-        with line.home.lease(line.name, f"run {context.run.run_id}"):
-            yield line
+        with ExitStack() as held:
+            _take_lease(line, context, held)
+            with _failures_in_mlflow(line, round_number):
+                yield line
     except EvoselectError as error:
         # The message says what is wrong, and the same input would fail again.
         raise dg.Failure(description=str(error), allow_retries=False) from error
@@ -168,6 +176,32 @@ def _working(
             raise
         context.log.warning(f"tried again in {RETRY_AFTER_S} s: {error}")
         raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=RETRY_AFTER_S) from error
+
+
+def _take_lease(line: Line, context: dg.AssetExecutionContext, held: ExitStack) -> None:
+    """Wait until nobody works on the line; the pools hold back runs, but no command."""
+    waits = False
+    while True:
+        try:
+            held.enter_context(line.home.lease(line.name, f"run {context.run.run_id}"))
+        except RoundHeldError as error:
+            if not waits:
+                context.log.info(f"this run waits: {error}")
+            waits = True
+            time.sleep(KNOCK_AGAIN_S)
+        else:
+            return
+
+
+@contextmanager
+def _failures_in_mlflow(line: Line, round_number: int | None) -> Iterator[None]:
+    """Let the round's MLflow run end as failed where its stage does, or is interrupted."""
+    try:
+        yield
+    except BaseException as error:
+        if round_number is not None and not _may_pass(error):
+            line.tracking.fail_round(line.name, round_number)
+        raise
 
 
 def _may_pass(error: BaseException) -> bool:

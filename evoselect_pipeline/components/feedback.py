@@ -4,11 +4,12 @@ import dagster as dg
 
 from evoselect_pipeline.components.automation import register
 from evoselect_pipeline.components.metadata import metadata_of
-from evoselect_pipeline.rounds.champion import champion, told
+from evoselect_pipeline.rounds.champion import champion
 from evoselect_pipeline.rounds.line import (
     APPOINTED,
     PROMOTED,
     Line,
+    adapter_named,
     entering,
     read_facts,
     stale_rounds,
@@ -17,12 +18,21 @@ from evoselect_pipeline.stores.home import round_key
 
 
 def open_next_round(context: dg.AssetExecutionContext, line: Line, round_number: int) -> None:
-    """Register the next round and report the adapter that enters it, linked to this round."""
+    """Register the next round and report the adapter that enters it, linked to this round.
+
+    Where this round was made again, the rounds after it are told too: they are stale, or not any
+    more.
+    """
     register(context.instance, line.name, round_key(round_number + 1))
     opened = f"Opened by round {round_key(round_number)}."
     run = dg.MetadataValue.dagster_run(context.run.run_id)
     context.log_event(entering_event(line, round_number + 1, opened, source_run=run))
-    if stale := stale_rounds(line, round_number + 1):
+    stale = stale_rounds(line, round_number + 1)
+    for number in range(round_number + 2, line.next_round() + 1):
+        again = f"Round {round_key(round_number)} was made again."
+        told = unsettled_event if stale else entering_event
+        context.log_event(told(line, number, again, source_run=run))
+    if stale:
         named = ", ".join(round_key(number) for number in stale)
         context.log.warning(
             f"rounds {named} were made from another adapter than round {round_key(round_number)}"
@@ -49,11 +59,25 @@ def entering_event(
     )
 
 
+def unsettled_event(
+    line: Line, round_number: int, description: str, **metadata: dg.MetadataValue
+) -> dg.AssetMaterialization:
+    """Say that an earlier round is stale: what enters this one is not known until it is remade."""
+    return dg.AssetMaterialization(
+        asset_key=dg.AssetKey([line.name, "incoming_adapter"]),
+        partition=round_key(round_number),
+        description=f"{description} What enters this round is settled when round"
+        f" {round_key(round_number - 1)}, which is stale, is materialized again.",
+        metadata=metadata,
+        tags={"dagster/data_version": "unsettled"},
+    )
+
+
 def appointment_events(line: Line) -> tuple[dg.AssetObservation, dg.AssetMaterialization]:
     """What Dagster is told after a person has appointed a champion: who, and what enters next."""
     last = line.next_round() - 1
     facts = read_facts(line.artifact(last, APPOINTED))
-    sentence = f"A person made {told(champion(line))} champion"
+    sentence = f"A person made {adapter_named(champion(line).trained_in)} champion"
     observed = dg.AssetObservation(
         asset_key=dg.AssetKey([line.name, PROMOTED]),
         partition=round_key(last),

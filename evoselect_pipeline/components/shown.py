@@ -22,7 +22,8 @@ from evoselect_pipeline.rounds.stages import Stage
 
 SHORT_ID = 8
 MOST_ROWS = 50
-MOST_CHARS = 120
+MOST_TRAINING_ROWS = 1_500  # they are one event in Dagster's log, of some hundred kilobytes
+MOST_CHARS = 80
 ROW_COUNTS = {
     "candidates": "num_candidates",
     "projected_gradients": "num_candidates",
@@ -60,16 +61,27 @@ def _subset(line: Line, round_number: int) -> dict[str, Any]:
 
 
 def _checkpoint(line: Line, round_number: int) -> dict[str, Any]:
-    """The first rows that the adapter was trained on, and who wrote them."""
+    """The rows that the adapter was trained on, who wrote them, and what they grew from."""
     picks = read_json(line.artifact(round_number, "selected_subset").path / "picks.json")
-    samples = line.store.get_samples([pick["sample_id"] for pick in picks[:MOST_ROWS]])
+    samples = line.store.get_samples([pick["sample_id"] for pick in picks[:MOST_TRAINING_ROWS]])
     rows = [
-        (sample.sample_id[:SHORT_ID], sample.source, _cut(sample.prompt), _cut(sample.completion))
+        (
+            sample.sample_id[:SHORT_ID],
+            sample.source,
+            sample.prompt_id,
+            ", ".join(parent[:SHORT_ID] for parent in sample.parents),
+            _cut(sample.prompt),
+            _cut(sample.completion),
+        )
         for sample in samples
     ]
-    names = ("sample_id", "written by", "prompt", "answer")
+    names = ("sample_id", "written by", "from prompt", "grown from", "prompt", "answer")
     columns: dict[str, str] = dict.fromkeys(names, "string")
-    return {"training_rows": table(columns, rows)}
+    shown: dict[str, Any] = {"training_rows": table(columns, rows)}
+    if len(picks) > len(rows):
+        command = f"evoselect lineage --line {line.name} --adapter {round_number} --format json"
+        shown["more_training_rows"] = f"{len(picks) - len(rows)} more: {command}"
+    return shown
 
 
 def _promotion(line: Line, round_number: int) -> dict[str, Any]:

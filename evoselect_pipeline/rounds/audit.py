@@ -66,7 +66,7 @@ def _artifacts(line: Line) -> Iterator[Problem]:
             yield Problem(str(inside), str(error), f"materialize {inside.name} again")
     for number in range(line.next_round()):
         for stage in STAGES:
-            if not (line.stage_dir(number, stage.name) / "manifest.json").is_file():
+            if not line.has(number, stage.name):
                 yield Problem(_of(number), f"{stage.name} is missing", f"materialize {stage.name}")
     for promoted in sorted(folder.glob(f"[0-9]*/{PROMOTED}/manifest.json")):
         number = promoted.parent.parent.name

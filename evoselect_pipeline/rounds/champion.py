@@ -11,6 +11,7 @@ from evoselect_pipeline.rounds.line import (
     PROMOTED,
     Entering,
     Line,
+    adapter_named,
     decision_after,
     entering,
     made_from,
@@ -18,7 +19,6 @@ from evoselect_pipeline.rounds.line import (
     write_json,
 )
 from evoselect_pipeline.stores.artifacts import publish
-from evoselect_pipeline.stores.home import round_key
 
 BASE = "base"
 
@@ -58,7 +58,9 @@ def appoint(line: Line, round_number: int | None, why: str) -> Entering:
             if "why" in before:  # appointed already, and perhaps not everybody was told
                 say(line)
                 return adapter
-            raise DataError(f"line {line.name!r}: {told(adapter)} is the champion already")
+            raise DataError(
+                f"line {line.name!r}: {adapter_named(round_number)} is the champion already"
+            )
         promotion = line.artifact(last, PROMOTED)
         facts = {
             "champion_round": adapter.trained_in,
@@ -97,13 +99,6 @@ def register(line: Line, round_number: int, *, promoted: bool) -> None:
     )
 
 
-def told(adapter: Entering) -> str:
-    """Name an adapter in a sentence."""
-    if adapter.trained_in is None:
-        return "the base model"
-    return f"the adapter of round {round_key(adapter.trained_in)}"
-
-
 def _check(line: Line, round_number: int | None, last: int) -> None:
     if last < 0:
         raise DataError(f"line {line.name!r} has no finished round, so nothing can be promoted yet")
@@ -123,7 +118,7 @@ def _adapter(line: Line, round_number: int | None) -> Entering:
 
 def _earlier(line: Line, last: int) -> list[dict[str, Any]]:
     """Appointments after the same round, oldest first, so that the newest one hides none."""
-    if not (line.stage_dir(last, APPOINTED) / "manifest.json").is_file():
+    if not line.has(last, APPOINTED):
         return []
     held = line.artifact(last, APPOINTED)
     facts = read_facts(held)

@@ -52,6 +52,10 @@ class Line:
         """The verified artifact of a stage; raises ArtifactError if the stage has not run."""
         return open_artifact(self.stage_dir(round_number, stage))
 
+    def has(self, round_number: int, stage: str) -> bool:
+        """Whether a stage of a round has published its artifact, looked into or not."""
+        return (self.stage_dir(round_number, stage) / "manifest.json").is_file()
+
     def round_seed(self, round_number: int, purpose: str) -> int:
         """A seed of its own for each round and purpose, fixed by the line's seed."""
         return round_seed(self.config.seed, round_number, purpose)
@@ -59,7 +63,7 @@ class Line:
     def next_round(self) -> int:
         """The first round that has not promoted an adapter."""
         number = 0
-        while (self.stage_dir(number, PROMOTED) / "manifest.json").is_file():
+        while self.has(number, PROMOTED):
             number += 1
         return number
 
@@ -78,6 +82,13 @@ class Entering:
     trained_in: int | None
 
 
+def adapter_named(trained_in: int | None) -> str:
+    """Name an adapter in a sentence, by the round that trained it; None is the base model."""
+    return (
+        "the base model" if trained_in is None else f"the adapter of round {round_key(trained_in)}"
+    )
+
+
 def entering(line: Line, round_number: int) -> Entering:
     """Read what the round before promoted: the one way by which an adapter enters a round.
 
@@ -89,7 +100,7 @@ def entering(line: Line, round_number: int) -> Entering:
     if round_number == 0:
         return Entering(None, "base", None)
     before = round_number - 1
-    if not (line.stage_dir(before, PROMOTED) / "manifest.json").is_file():
+    if not line.has(before, PROMOTED):
         raise RoundOrderError(
             f"round {round_number} of line {line.name!r} cannot start: round {before} has not"
             f" promoted an adapter. Materialize round {round_key(before)} first."
@@ -133,7 +144,7 @@ def decision_after(line: Line, round_number: int) -> dict[str, Any]:
     overrules that one answer: a round that is promoted anew, to another result, decides anew.
     """
     promotion = line.artifact(round_number, PROMOTED)
-    if (line.stage_dir(round_number, APPOINTED) / "manifest.json").is_file():
+    if line.has(round_number, APPOINTED):
         appointment = line.artifact(round_number, APPOINTED)
         if appointment.inputs["overrules"] == promotion.digest:
             return read_facts(appointment)

@@ -45,7 +45,7 @@ def rows_behind(line: Line, round_number: int) -> list[dict[str, Any]]:
     DataError
         If the round has trained no adapter.
     """
-    if not _trained(line, round_number):
+    if not line.has(round_number, "lora_checkpoint"):
         raise DataError(
             f"round {round_number} of line {line.name!r} has trained no adapter; finished are"
             f" rounds 0 to {line.next_round() - 1}"
@@ -82,10 +82,6 @@ def known(record: dict[str, Any]) -> dict[str, Any]:
 
 def _started_from(line: Line, round_number: int) -> int | None:
     return read_facts(line.artifact(round_number, "incoming_adapter"))["trained_in_round"]
-
-
-def _trained(line: Line, round_number: int) -> bool:
-    return (line.stage_dir(round_number, "lora_checkpoint") / "manifest.json").is_file()
 
 
 def _gradient(line: Line, sample_id: str, round_number: int) -> dict[str, Any] | None:

@@ -39,7 +39,7 @@ def record(line: Line, round_number: int, stage: str) -> None:
         _mend(line, round_number - 1)
     _tell(line, round_number, stage)
     # Its report closes a round; a stage that is materialized again later must not leave it open.
-    if (line.stage_dir(round_number, REPORT) / "manifest.json").is_file():
+    if line.has(round_number, REPORT):
         line.tracking.finish_round(line.name, round_number)
 
 

@@ -28,6 +28,7 @@ from evoselect_pipeline.rounds.line import (
     FACTS,
     PROMOTED,
     Line,
+    adapter_named,
     made_from,
     read_facts,
     read_json,
@@ -95,8 +96,7 @@ def promotion_of(line: Line, round_number: int) -> Promotion:
         artifact.inputs["settings"]["confidence"],
         len(scored["validation"]),
     )
-    name = "the base model" if champion is None else f"the adapter of round {champion}"
-    return Promotion(facts["promoted"], change, facts["tolerance"], name)
+    return Promotion(facts["promoted"], change, facts["tolerance"], adapter_named(champion))
 
 
 def rejected_rows(line: Line, round_number: int, most: int) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from evoselect_pipeline.core.gates import evaluation_keys, prompt_key, text_key
 from evoselect_pipeline.core.records import Sample, make_sample
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.rounds.data import SPLITS, split_rows
-from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts, read_json
+from evoselect_pipeline.rounds.line import PROMOTED, Line, adapter_named, read_facts, read_json
 
 LARGEST_UNUSABLE_SHARE = 0.5
 SMALLEST_DISTINCT_SHARE = 0.5
@@ -187,9 +187,15 @@ def not_worse_than_before(line: Line, round_number: int) -> Verdict:
     """The trained adapter answers at least as many validation rows as the one before."""
     scores = read_facts(line.artifact(round_number, "evaluation"))
     before, after = scores["before_validation"], scores["after_validation"]
+    sentence = f"validation accuracy {before:.3f} before, {after:.3f} after"
+    if after < before:
+        sentence += (
+            ": worth_promoting says whether that is more than chance; if it is, look at the chosen"
+            " rows in round_report and at the last losses of lora_checkpoint"
+        )
     return Verdict(
         after >= before,
-        f"validation accuracy {before:.3f} before, {after:.3f} after",
+        sentence,
         {"before": before, "after": after},
     )
 
@@ -203,12 +209,17 @@ def worth_promoting(line: Line, round_number: int) -> Verdict:
         f"validation accuracy {'rose' if gain >= 0 else 'fell'} by {abs(gain):.3f}"
         f" ({share} interval {low:+.3f} to {high:+.3f}; tolerance {facts['tolerance']:g})"
     )
-    stays = facts["champion_round"]
-    kept = "the base model" if stays is None else f"the adapter of round {stays}"
-    outcome = "promoted" if facts["promoted"] else f"not promoted, {kept} stays champion"
+    if facts["promoted"]:
+        sentence = f"promoted: {measured}"
+    else:
+        sentence = (
+            f"not promoted, {adapter_named(facts['champion_round'])} stays champion: {measured}."
+            " The next round starts from it; round_report shows the rows this one learned from, and"
+            f" evoselect promote --round {round_number} promotes it all the same"
+        )
     return Verdict(
         facts["promoted"],
-        f"{outcome}: {measured}",
+        sentence,
         {"gain": gain, "gain_low": low, "gain_high": high},
     )
 

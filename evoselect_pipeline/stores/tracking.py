@@ -197,6 +197,11 @@ class Tracking:
         self._client.set_terminated(self.round_run(line, round), status)
         self._client.set_terminated(self.line_run(line), status)
 
+    def fail_round(self, line: str, round: int) -> None:
+        """Mark the open run of a round as failed, if it has one; another attempt opens it again."""
+        if self.status(line, round) == "RUNNING":
+            self.finish_round(line, round, "FAILED")
+
     def register_adapter(
         self,
         line: str,

@@ -15,6 +15,7 @@ from evoselect_pipeline.rounds.champion import appoint, champion
 from evoselect_pipeline.rounds.data import incoming_adapter
 from evoselect_pipeline.rounds.line import Line, entered, entering
 from evoselect_pipeline.rounds.selection import projected_gradients
+from evoselect_pipeline.stores.artifacts import publish
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.integration.process import TINY, overrides, run_rounds
 
@@ -66,6 +67,20 @@ def test_an_appointed_adapter_is_champion_everywhere_and_enters_the_next_round(l
         promoted = dg.AssetKey(["playground", "promoted_adapter"])
         [observed] = instance.fetch_observations(promoted, limit=1).records
         assert "round 1 was rude" in observed.asset_observation.description
+
+
+@pytest.mark.slow
+def test_status_says_what_to_do_where_the_champion_was_trained_again(line, evoselect):
+    with publish(line.stage_dir(1, "lora_checkpoint"), inputs={"trained": "again"}) as folder:
+        (folder / "facts.json").write_text("{}")
+    given = ("--home", line.home.root)
+    told = json.loads(evoselect("status", "--format", "json", *given).out)
+    assert [facts["round"] for facts in told["rounds"]] == [0, 1]
+    assert "Materialize round 0001 again first" in told["champion"]["problem"]
+    shown = " ".join(evoselect("status", *given).out.split())
+    assert "No champion: round 2 of line 'playground' cannot start: round 1 was trained again" in (
+        shown
+    )
 
 
 @pytest.mark.slow

@@ -3,12 +3,20 @@
 import json
 import subprocess
 import sys
+from datetime import timedelta
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
 
+from evoselect_pipeline.components import evolution_line
+from evoselect_pipeline.components.evolution_line import line_definitions
+from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.config_file import parse_config
+from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.stores.tracking import Tracking
 from evoselect_pipeline_tests.integration.in_dagster import materialize, steps, tiny
 from evoselect_pipeline_tests.integration.process import REPOSITORY, finish
 
@@ -163,3 +171,110 @@ def test_the_same_result_keeps_every_data_version_and_another_result_changes_its
     assert changed == retrained | {"incoming_adapter"}
     assert now["incoming_adapter", "0000"] == before["incoming_adapter", "0000"]
     assert now["incoming_adapter", "0001"] == now["lora_checkpoint", "0000"]
+
+
+def asset_graph(config):
+    """The graph of a line's assets."""
+    home = dg.Definitions(resources={"home": HomeResource()})
+    return dg.Definitions.merge(line_definitions(config), home).resolve_asset_graph()
+
+
+def staleness(instance, config, name, partition) -> str:
+    """What Dagster's asset graph shows beside a partition of an asset."""
+    with dg.DagsterInstance.from_ref(instance.get_ref()) as opened:
+        context = LoadingContextForTest(opened)
+        resolver = CachingStaleStatusResolver(opened, asset_graph(config), context)
+        return resolver.get_status(dg.AssetKey(["playground", name]), partition).name
+
+
+@pytest.mark.slow
+def test_an_old_round_made_again_makes_all_later_ones_stale_until_they_are_made_again_too(
+    instance, home
+):
+    for key in ("0000", "0001"):
+        assert materialize(instance, home, tiny(), key).success
+    assert staleness(instance, tiny(), "candidates", "0001") == "FRESH"
+    before = versions(instance)
+
+    other = tiny(train__steps=6)
+    result = materialize(instance, home, other, "0000")
+    logged = " ".join(e.user_message for e in instance.all_logs(result.run_id))
+    assert "rounds 0001 were made from another adapter than round 0000 promotes now" in logged
+    now = versions(instance)
+    assert staleness(instance, other, "candidates", "0001") == "STALE"
+    assert now["candidates", "0001"] == before["candidates", "0001"]  # it stays as it is
+    # What enters the open round depends on round 0001, which is to be made again.
+    assert now["incoming_adapter", "0002"] == "unsettled"
+
+    assert materialize(instance, home, other, "0001").success
+    settled = versions(instance)
+    assert staleness(instance, other, "candidates", "0001") == "FRESH"
+    assert settled["incoming_adapter", "0002"] == settled["lora_checkpoint", "0001"]
+
+
+@pytest.mark.slow
+def test_mlflow_shows_a_round_as_failed_where_a_stage_or_a_check_has_failed(
+    instance, home, monkeypatch
+):
+    tracking = Tracking(home)
+    assert materialize(instance, home, tiny(), selection=["incoming_adapter"]).success
+    assert tracking.status("playground", 0) == "RUNNING"
+
+    def refuses(line, number, stage):
+        raise DataError("a row is broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evolution_line, "record", refuses)
+        assert not materialize(instance, home, tiny(), selection=["incoming_adapter"]).success
+    assert tracking.status("playground", 0) == "FAILED"
+    assert materialize(instance, home, tiny(), selection=["incoming_adapter"]).success
+    assert tracking.status("playground", 0) == "RUNNING"
+
+    few = tiny(min_candidates=500)
+    names = ["target_set", "incoming_adapter", "candidates"]
+    assert not materialize(instance, home, few, selection=names).success
+    assert tracking.status("playground", 0) == "FAILED"
+
+
+HOLD = """
+import sys, time
+from evoselect_pipeline.stores.home import Home
+with Home(sys.argv[1]).lease("playground", what="evoselect run"):
+    print("held", flush=True)
+    time.sleep(3)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_waits_while_a_command_works_on_its_line_and_knows_its_limits(
+    instance, home, monkeypatch
+):
+    monkeypatch.setattr(evolution_line, "KNOCK_AGAIN_S", 0.1)
+    command = subprocess.Popen(
+        [sys.executable, "-c", HOLD, home.root], stdout=subprocess.PIPE, text=True
+    )
+    assert command.stdout and command.stdout.readline() == "held\n"
+    config = tiny(schedule__max_hours=2)
+    result = materialize(instance, home, config, selection=["incoming_adapter"])
+    assert command.wait() == 0
+    assert result.success
+    logged = " ".join(e.user_message for e in instance.all_logs(result.run_id))
+    assert f"this run waits: line playground is held by evoselect run (process {command.pid}" in (
+        logged
+    )
+    # Launched without tags, as from the asset graph, it is ended after the line's hours too.
+    assert instance.get_run_by_id(result.run_id).tags["dagster/max_runtime"] == "7200"
+
+
+def test_the_champion_is_overdue_when_its_line_says_so():
+    def policy(config: LineConfig):
+        return (
+            asset_graph(config)
+            .get(dg.AssetKey(["playground", "promoted_adapter"]))
+            .freshness_policy
+        )
+
+    assert policy(tiny()) is None
+    assert policy(tiny(schedule__fresh_hours=30)) == dg.FreshnessPolicy.time_window(
+        fail_window=timedelta(hours=30)
+    )
