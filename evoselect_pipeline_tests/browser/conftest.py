@@ -3,9 +3,8 @@
 import shutil
 
 import pytest
-import yaml
 
-from evoselect_pipeline_tests.integration.process import TINY
+from evoselect_pipeline_tests.integration.process import write_line
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 QUIET = (
@@ -37,14 +36,5 @@ def page():
 @pytest.fixture
 def tiny_line(tmp_path, monkeypatch) -> None:
     """A line `tiny` of the user's own beside the playground."""
-    tree: dict = {"line": "tiny"}
-    for key, value in TINY.items():
-        part, _, name = key.partition(".")
-        tree.setdefault(part, {})[name] = value
-    text = yaml.safe_dump(
-        {"type": "evoselect_pipeline.components.EvolutionLine", "attributes": tree}
-    )
-    file = tmp_path / "lines/tiny/defs.yaml"
-    file.parent.mkdir(parents=True)
-    file.write_text(text)
+    write_line(tmp_path / "lines", "tiny")
     monkeypatch.setenv("EVOSELECT_LINES", str(tmp_path / "lines"))

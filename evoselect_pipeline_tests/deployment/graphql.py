@@ -33,6 +33,8 @@ BACKFILL = """
 query ($id: String!) {
   partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } }
 }"""
+RUNS = """
+{ runsOrError { ... on Runs { results { runId status startTime endTime tags { key value } } } } }"""
 ROUNDS = """
 query ($asset: AssetKeyInput!) {
   assetOrError(assetKey: $asset) {
@@ -87,6 +89,13 @@ class Webserver:
     def backfill_status(self, backfill: str) -> str:
         """Where a backfill is."""
         return self.ask(BACKFILL, id=backfill)["status"]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs, oldest first, with their tags as a mapping."""
+        found = self.ask(RUNS)["results"]
+        for run in found:
+            run["tags"] = {tag["key"]: tag["value"] for tag in run["tags"]}
+        return sorted(found, key=lambda run: run["startTime"] or 0.0)
 
     def materializations(self, line: str, asset: str) -> list[str]:
         """The rounds of an asset's materializations, oldest first."""

@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
-import yaml
 
 from evoselect_pipeline.rounds.line import PROMOTED
 from evoselect_pipeline.rounds.stages import STAGES
@@ -21,7 +20,7 @@ from evoselect_pipeline.stores.artifacts import open_artifact
 from evoselect_pipeline_tests.deployment.compose import BIN, PORTS, REPOSITORY, Deployment, wait_for
 from evoselect_pipeline_tests.deployment.graphql import Webserver
 from evoselect_pipeline_tests.deployment.postgres import Postgres
-from evoselect_pipeline_tests.integration.process import TINY, start
+from evoselect_pipeline_tests.integration.process import start, write_line
 
 IS_LONG = os.environ.get("EVOSELECT_LONG") == "1"
 NUM_ROUNDS = 5 if IS_LONG else 2
@@ -52,21 +51,6 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def write_line(scratch: Path) -> Path:
-    """A line small enough for tests, where the deployment looks for lines."""
-    tree: dict = {"line": LINE}
-    for key, value in TINY.items():
-        *parents, last = key.split(".")
-        place = tree
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-    file = scratch / "lines" / LINE / "defs.yaml"
-    file.parent.mkdir(parents=True)
-    file.write_text(yaml.safe_dump(tree))
-    return file
-
-
 @pytest.fixture
 def open_folder():
     """A folder outside of pytest's own, which are closed to the user that PostgreSQL runs as."""
@@ -78,7 +62,7 @@ def open_folder():
 def site(tmp_path_factory, open_folder):
     scratch = tmp_path_factory.mktemp("deployment")
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    config = write_line(scratch)
+    config = write_line(scratch / "lines", LINE)
     postgres = Postgres(open_folder, ports["postgres"], PASSWORD)
     services = Deployment(scratch, ports, PASSWORD)
     try:
