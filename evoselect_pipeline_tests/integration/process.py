@@ -36,8 +36,11 @@ def write_line(folder: Path, line: str, **changes: Any) -> Path:
     tree: dict[str, Any] = {"line": line}
     settings = TINY | {name.replace("__", "."): value for name, value in changes.items()}
     for key, value in settings.items():
-        part, _, name = key.partition(".")
-        tree.setdefault(part, {})[name] = value
+        *parents, name = key.split(".")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = value
     file = folder / line / "defs.yaml"
     file.parent.mkdir(parents=True)
     component = "evoselect_pipeline.components.EvolutionLine"
