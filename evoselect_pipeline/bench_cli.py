@@ -189,6 +189,9 @@ def gradients(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens in a batch.")] = 4096,
     repeats: Annotated[int, typer.Option(min=1, help="Paired repeats.")] = 5,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    bergson: Annotated[
+        bool, typer.Option("--bergson", help="Beside bergson too, which you install yourself.")
+    ] = False,
     format: ReportFormat = Format.table,
 ) -> None:
     """Measure what each representation of a row costs beside a training pass, and how true it is.
@@ -199,6 +202,7 @@ def gradients(
     from evoselect_pipeline.commands.bench_gradients import bench_gradients
 
     request = GradientsRequest(
-        *(model, rows, targets, fidelity_rows, dim, prompt_weight, batch_tokens, repeats, seed)
+        *(model, rows, targets, fidelity_rows, dim, prompt_weight, batch_tokens, repeats, seed),
+        with_bergson=bergson,
     )
     sys.exit(bench_gradients(request, format.value))

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evoselect_pipeline.bench.bergson_peer import Bergson
 from evoselect_pipeline.bench.memory import status_kib
 from evoselect_pipeline.bench.reference import (
     SIZES,
@@ -51,6 +52,7 @@ from evoselect_pipeline.training.models import (
 YARDSTICK = "forward + backward"
 HEAD_DIM = 512  # of what has few numbers to begin with
 BATCH_ONE = "batch 1, dense projection"
+BERGSON = "bergson"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class GradientsRequest:
     batch_tokens: int
     repeats: int
     seed: int
+    with_bergson: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,8 @@ class Variant:
     dtype: str | None = None
 
 
-def variants(dim: int, prompt_weight: float) -> list[Variant]:
-    """Plain passes, what is compared with them, and the peer that works row by row."""
+def variants(dim: int, prompt_weight: float, with_bergson: bool = False) -> list[Variant]:
+    """Plain passes, what is compared with them, and the peers."""
 
     def of(width: int = dim, **keys: Any) -> GradientSettings:
         return GradientSettings(prompt_weight=prompt_weight, dim=width, **keys)
@@ -126,6 +129,7 @@ def variants(dim: int, prompt_weight: float) -> list[Variant]:
         Variant("lm_head", of(HEAD_DIM, representation="lm_head")),
         Variant("hidden", of(HEAD_DIM, representation="hidden")),
         Variant(BATCH_ONE, of()),
+        *([Variant(BERGSON, of())] if with_bergson else ()),
     ]
 
 
@@ -134,7 +138,7 @@ def measure_gradients(request: GradientsRequest) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         subject = prepare(request, Path(folder))
-        found = variants(request.dim, request.prompt_weight)
+        found = variants(request.dim, request.prompt_weight, request.with_bergson)
         passes = {variant.name: run_of(subject, variant) for variant in found}
         seconds = _timed(passes, request.repeats)
         del passes
@@ -186,7 +190,8 @@ def _result(
     variant: Variant, seconds: dict[str, list[float]], num_rows: int, peak: float
 ) -> dict[str, Any]:
     own = np.array(seconds[variant.name])
-    beside = {name: own / np.array(seconds[name]) for name in (YARDSTICK, BATCH_ONE)}
+    peers = [name for name in (YARDSTICK, BATCH_ONE, BERGSON) if name in seconds]
+    beside = {name: own / np.array(seconds[name]) for name in peers}
     return {
         "representation": variant.name,
         "dim": None if variant.settings is None else variant.settings.dim,
@@ -194,6 +199,7 @@ def _result(
         "ratio_to_forward_backward": float(np.median(beside[YARDSTICK])),
         "ratio_range": [float(beside[YARDSTICK].min()), float(beside[YARDSTICK].max())],
         "ratio_to_batch1": float(np.median(beside[BATCH_ONE])),
+        "ratio_to_bergson": float(np.median(beside[BERGSON])) if BERGSON in beside else None,
         "peak_mb": peak,
     }
 
@@ -231,6 +237,8 @@ def run_of(subject: Subject, variant: Variant) -> Callable[[], None]:
         return plain
     if variant.name == BATCH_ONE:
         return BatchOne(subject, variant.settings.dim)
+    if variant.name == BERGSON:
+        return Bergson(subject, variant.settings.dim)
     extractor = subject.extractor(variant.settings, variant.dtype)
     span = None
     if variant.with_span:
@@ -299,13 +307,12 @@ def fidelity(subject: Subject, found: Sequence[Variant]) -> dict[str, dict[str, 
     exact = _cosines(_exact(subject, rows, weight), len(subject.targets))
     truth = {}
     for number, variant in enumerate(represented):
-        if variant.name != BATCH_ONE:
-            vectors = _vectors(subject, variant, rows)
-        elif weight:  # it knows the answer's loss alone
+        is_peer = variant.name in (BATCH_ONE, BERGSON)
+        if is_peer and weight:  # it knows the answer's loss alone
             continue
-        else:
-            peer = BatchOne(subject, variant.settings.dim)  # type: ignore[union-attr]
-            vectors = torch.stack([peer.vector(row) for row in rows]).numpy()
+        vectors = (
+            _peer_vectors(subject, variant, rows) if is_peer else _vectors(subject, variant, rows)
+        )
         own = _cosines(vectors, len(subject.targets))
         truth[variant.name] = {
             key: float(spearmanr(one, other)[0])  # type: ignore[arg-type]
@@ -326,6 +333,15 @@ def _exact(subject: Subject, rows: Sequence[Encoded], prompt_weight: float) -> n
         )
         whole.append(torch.cat([pieces[name] for name in sorted(pieces)]).numpy())
     return np.stack(whole)
+
+
+def _peer_vectors(subject: Subject, variant: Variant, rows: Sequence[Encoded]) -> np.ndarray:
+    assert variant.settings is not None
+    if variant.name == BATCH_ONE:
+        one = BatchOne(subject, variant.settings.dim)
+        return torch.stack([one.vector(row) for row in rows]).numpy()
+    peer = Bergson(subject, variant.settings.dim)
+    return torch.cat([peer.vectors([row]) for row in rows]).numpy()
 
 
 def _vectors(subject: Subject, variant: Variant, rows: Sequence[Encoded]) -> np.ndarray:

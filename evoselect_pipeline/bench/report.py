@@ -119,7 +119,7 @@ def _methods(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
                 percent(row["good_share"]),
             ]
         )
-    return _without_empty(Table(title, columns, cells))
+    return without_empty(Table(title, columns, cells))
 
 
 def _chosen(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -128,7 +128,7 @@ def _chosen(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         for row in rows
         if row["method"] != BASE
     ]
-    return _without_empty(Table(title, ["method", *CHOSEN.values()], cells))
+    return without_empty(Table(title, ["method", *CHOSEN.values()], cells))
 
 
 def _fact(name: str, value: float | None) -> str:
@@ -151,7 +151,7 @@ def _tasks(
     return Table(title, ["method", *tasks], cells)
 
 
-def _without_empty(table: Table) -> Table:
+def without_empty(table: Table) -> Table:
     """Leave out the columns that say nothing of any method, as gaps without an oracle."""
     kept = [n for n in range(len(table.columns)) if any(row[n] for row in table.rows)]
     rows = [[row[n] for n in kept] for row in table.rows]

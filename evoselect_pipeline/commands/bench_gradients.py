@@ -6,7 +6,7 @@ from typing import Any
 
 from evoselect_pipeline.bench.adaptation import machine
 from evoselect_pipeline.bench.gradients import GradientsRequest, measure_gradients
-from evoselect_pipeline.bench.report import Table, told
+from evoselect_pipeline.bench.report import Table, told, without_empty
 from evoselect_pipeline.commands.measured import measured
 
 COLUMNS = (
@@ -16,6 +16,7 @@ COLUMNS = (
     "x forward+backward",
     "of all repeats",
     "x batch 1",
+    "x bergson",
     "peak MB",
     "Spearman to targets",
     "between rows",
@@ -34,7 +35,7 @@ def bench_gradients(request: GradientsRequest, format: str) -> int:
 
 def _table(report: dict[str, Any]) -> Table:
     rows = [_cells(row) for row in report["results"]]
-    return Table("Gradient features, one thread", COLUMNS, rows)
+    return without_empty(Table("Gradient features, one thread", COLUMNS, rows))
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:
@@ -47,6 +48,7 @@ def _cells(row: dict[str, Any]) -> list[Any]:
         f"{row['ratio_to_forward_backward']:.2f}",
         f"{low:.2f}-{high:.2f}",
         f"{row['ratio_to_batch1']:.2f}",
+        "" if row["ratio_to_bergson"] is None else f"{row['ratio_to_bergson']:.2f}",
         f"{row['peak_mb']:.0f}",
         *("" if value is None else f"{value:.3f}" for value in truth),
     ]
