@@ -56,7 +56,8 @@ def test_ten_rounds_on_three_lines_at_once_run_in_order_and_never_side_by_side(l
         assert [web.backfill_status(b) for b in backfills] == ["COMPLETED_SUCCESS"] * len(LINES)
         for line in LINES:
             assert web.materializations(line, PROMOTED) == KEYS, f"{line}: each once, in order"
-        runs = web.runs()
+        # The target sets, which belong to no round, have runs of their own.
+        runs = [run for run in web.runs() if "dagster/partition" in run["tags"]]
     assert len(runs) == len(LINES) * len(KEYS)
     # Each of them works a model, and the pool of the GPU has one place.
     for run, after in pairwise(runs):
