@@ -52,7 +52,16 @@ def main(home: Home, images: Path) -> None:
         mlflow = stack.enter_context(serving(["mlflow", "server", *store], home, copy))
         page = stack.enter_context(chromium())
         asset_graph(page, dagster, images / "asset_graph.png")
-        selected_subset(page, dagster, last, images / "selected_subset.png")
+        table(
+            page,
+            f"{dagster}/assets/{LINE}/selected_subset?view=partitions&partition={last}",
+            images / "selected_subset.png",
+        )
+        table(
+            page,
+            f"{dagster}/assets/{LINE}/lora_checkpoint?view=events&partition={last}",
+            images / "training_rows.png",
+        )
         round_report(page, home, last, images / "round_report.png")
         automation(page, dagster, images / "automation.png")
         rounds_in_order(page, dagster, images / "runs.png")
@@ -128,13 +137,13 @@ def asset_graph(page: Page, dagster: str, file: Path) -> None:
     shoot(page, file)
 
 
-def selected_subset(page: Page, dagster: str, key: str, file: Path) -> None:
-    """The chosen rows of a round with their reasons."""
+def table(page: Page, address: str, file: Path) -> None:
+    """The first table among an asset's metadata: chosen rows with reasons, rows trained on."""
     page.set_viewport_size({"width": 1400, "height": 900})
-    page.goto(f"{dagster}/assets/{LINE}/selected_subset?view=partitions&partition={key}")
-    table = page.get_by_text("Show schema").first
-    table.wait_for()
-    table.evaluate("element => element.scrollIntoView({block: 'start'})")
+    page.goto(address)
+    found = page.get_by_text("Show schema").first
+    found.wait_for()
+    found.evaluate("element => element.scrollIntoView({block: 'start'})")
     shoot(page, file)
 
 

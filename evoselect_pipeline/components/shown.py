@@ -35,13 +35,13 @@ ROW_COUNTS = {
 def shown(line: Line, round_number: int, stage: Stage) -> dict[str, Any]:
     """Metadata of a finished stage."""
     metadata: dict[str, Any] = {}
-    if stage.name in SHOWN:
-        metadata |= SHOWN[stage.name](line, round_number)
     if stage.name in ROW_COUNTS:
         facts = read_facts(line.artifact(round_number, stage.name))
         metadata["dagster/partition_row_count"] = facts[ROW_COUNTS[stage.name]]
     for name in stage.reads:
         metadata[f"from_{name}"] = dg.MetadataValue.asset(dg.AssetKey([line.name, name]))
+    if stage.name in SHOWN:  # last, since the UI shows a table with all its rows
+        metadata |= SHOWN[stage.name](line, round_number)
     return metadata
 
 
