@@ -206,6 +206,8 @@ def _failures_in_mlflow(line: Line, round_number: int | None) -> Iterator[None]:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether it is a network's or a database's trouble, which may be over in a while."""
+    if isinstance(error, EvoselectError):  # whatever led to it, it was raised on purpose
+        return False
     from requests.exceptions import RequestException
     from sqlalchemy.exc import OperationalError
 

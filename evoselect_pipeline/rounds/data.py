@@ -15,6 +15,7 @@ from evoselect_pipeline.playground.tasks import TaskRows, task_rows
 from evoselect_pipeline.rounds.line import (
     FACTS,
     Line,
+    adapter_named,
     entering,
     made_from,
     read_json,
@@ -101,7 +102,7 @@ def incoming_adapter(line: Line, round_number: int) -> Artifact:
         write_json(
             folder / FACTS,
             {
-                "adapter": "the base model" if adapter.path is None else str(adapter.path),
+                "adapter": adapter_named(adapter.trained_in),
                 "trained_in_round": adapter.trained_in,
                 "adapter_digest": adapter.digest,
             },
