@@ -266,6 +266,7 @@ def test_a_run_waits_while_a_command_works_on_its_line_and_knows_its_limits(
     assert instance.get_run_by_id(result.run_id).tags["dagster/max_runtime"] == "7200"
 
 
+@pytest.mark.usefixtures("instance")  # resolving a graph reads from the newest of the process
 def test_the_champion_is_overdue_when_its_line_says_so():
     def policy(config: LineConfig):
         return (
