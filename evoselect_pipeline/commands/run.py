@@ -17,6 +17,7 @@ from evoselect_pipeline.commands.context import home_at, open_home, read_line_co
 from evoselect_pipeline.commands.status import report
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.rounds.line import Line
+from evoselect_pipeline.rounds.record import record_failure
 from evoselect_pipeline.stores.home import Home, round_key
 
 if TYPE_CHECKING:
@@ -56,11 +57,13 @@ def _materialize(config: LineConfig, home: Home, round_number: int) -> str | Non
     os.environ["DAGSTER_HOME"] = str(home.dagster_dir)
     import dagster as dg
 
-    from evoselect_pipeline.components.automation import HOLDER_TAG, run_tags
+    from evoselect_pipeline.components.automation import HOLDER_TAG, MAX_RUNTIME, run_tags
     from evoselect_pipeline.components.evolution_line import line_definitions
     from evoselect_pipeline.components.resources import HomeResource
 
     definitions = line_definitions(config)
+    # Whoever waits for this command ends it; a daemon that looks on could only call it ended.
+    tags = run_tags(config) | {HOLDER_TAG: _holder(), MAX_RUNTIME: "0"}
     key = round_key(round_number)
     _quiet_loggers()
     with dg.DagsterInstance.from_config(str(home.dagster_dir)) as instance, live_progress():
@@ -70,11 +73,14 @@ def _materialize(config: LineConfig, home: Home, round_number: int) -> str | Non
             partition_key=key,
             instance=instance,
             resources={"home": HomeResource(root=str(home.root))},
-            tags=run_tags(config) | {HOLDER_TAG: _holder()},
+            tags=tags,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
-    return None if result.success else _failure(result)
+    if result.success:
+        return None
+    record_failure(home, config.line, round_number)
+    return _failure(result)
 
 
 def _holder() -> str:

@@ -13,6 +13,8 @@ from evoselect_pipeline.stores.home import round_key
 
 LINE_TAG = "evoselect/line"
 PARTITION_TAG = "dagster/partition"
+MAX_RUNTIME = "dagster/max_runtime"  # seconds; 0 is no limit
+MAX_RETRIES = "dagster/max_retries"
 HOLDER_TAG = "evoselect/holder"  # what the lease of a run on the command line says
 GPU_POOL = "evoselect_gpu"
 STORE_POOL = "evoselect_store"
@@ -54,7 +56,7 @@ def limit_pools(instance: dg.DagsterInstance, line: str) -> None:
 def run_tags(config: LineConfig) -> dict[str, str]:
     """Tags of every run that is started for a line: whose it is, and how long it may take."""
     seconds = timedelta(hours=config.schedule.max_hours).total_seconds()
-    return {LINE_TAG: config.line, "dagster/max_runtime": f"{seconds:.0f}"}
+    return {LINE_TAG: config.line, MAX_RUNTIME: f"{seconds:.0f}"}
 
 
 def nightly(config: LineConfig, job_name: str) -> dg.ScheduleDefinition:
@@ -100,7 +102,7 @@ def chain(config: LineConfig, job_name: str) -> dg.SensorDefinition:
         if reason:
             return dg.SkipReason(reason)
         key = round_key(line.next_round())
-        if last := _last_run(context.instance, config.line, key):
+        if last := last_run(context.instance, config.line, key):
             return dg.SkipReason(
                 f"round {key} was begun in run {last.run_id}, which ended as {last.status.value},"
                 " and is not finished: see why, mend it and materialize the round; the chain goes"
@@ -146,7 +148,7 @@ def _in_flight(instance: dg.DagsterInstance, line: str) -> dg.DagsterRun | None:
     return next((run for run in runs if is_of(run, line)), None)
 
 
-def _last_run(instance: dg.DagsterInstance, line: str, key: str) -> dg.DagsterRun | None:
+def last_run(instance: dg.DagsterInstance, line: str, key: str) -> dg.DagsterRun | None:
     """The newest run of a round."""
     runs = instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: key}), limit=100)
     return next((run for run in runs if is_of(run, line)), None)

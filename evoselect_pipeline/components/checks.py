@@ -66,10 +66,7 @@ def _check(
         partitions_def=partitions,
     )
     def check(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
-        line, round_number = Line(config, home.home()), round_of(context.partition_key)
-        found = verdict(line, round_number)
-        if blocking and not found.passed:
-            line.tracking.fail_round(line.name, round_number)
+        found = verdict(Line(config, home.home()), round_of(context.partition_key))
         return dg.AssetCheckResult(
             passed=found.passed,
             severity=dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN,

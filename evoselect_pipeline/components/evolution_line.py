@@ -27,14 +27,14 @@ from evoselect_pipeline.components.scaffold import LineScaffolder
 from evoselect_pipeline.components.shown import shown
 from evoselect_pipeline.components.turns import take_turn
 from evoselect_pipeline.config import LineConfig
-from evoselect_pipeline.errors import EvoselectError, RoundHeldError
+from evoselect_pipeline.errors import EvoselectError, RoundHeldError, RoundOrderError
 from evoselect_pipeline.rounds.data import target_set
 from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts
 from evoselect_pipeline.rounds.record import record
 from evoselect_pipeline.rounds.report import REPORT
 from evoselect_pipeline.rounds.stages import STAGES, Stage
 from evoselect_pipeline.stores.artifacts import Artifact
-from evoselect_pipeline.stores.home import round_of
+from evoselect_pipeline.stores.home import round_key, round_of
 
 RETRIES = 3
 RETRY_AFTER_S = 30
@@ -160,14 +160,11 @@ def _working(
     round_number: int | None = None,
 ) -> Iterator[Line]:
     """Be the line's only worker; tell failures that may pass from those that would come again."""
-    # A run that was launched from the asset graph has no tags, and hence no maximum runtime, yet.
-    context.instance.add_run_tags(context.run.run_id, run_tags(config))
     try:
+        _tag(context, config)
         line = Line(config, home.home())
-        with ExitStack() as held:
-            _take_lease(line, context, held)
-            with _failures_in_mlflow(line, round_number):
-                yield line
+        with _leased(line, context, round_number):
+            yield line
     except EvoselectError as error:
         # The message says what is wrong, and the same input would fail again.
         raise dg.Failure(description=str(error), allow_retries=False) from error
@@ -178,30 +175,45 @@ def _working(
         raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=RETRY_AFTER_S) from error
 
 
-def _take_lease(line: Line, context: dg.AssetExecutionContext, held: ExitStack) -> None:
-    """Wait until nobody works on the line; the pools hold back runs, but no command."""
-    waits = False
-    while True:
-        try:
-            held.enter_context(line.home.lease(line.name, f"run {context.run.run_id}"))
-        except RoundHeldError as error:
-            if not waits:
-                context.log.info(f"this run waits: {error}")
-            waits = True
-            time.sleep(KNOCK_AGAIN_S)
-        else:
-            return
+def _tag(context: dg.AssetExecutionContext, config: LineConfig) -> None:
+    """Give a run that was launched from the asset graph what the line's jobs carry."""
+    run = context.instance.get_run_by_id(context.run.run_id)
+    missing = {k: v for k, v in run_tags(config).items() if run and k not in run.tags}
+    if missing:
+        context.instance.add_run_tags(context.run.run_id, missing)
 
 
 @contextmanager
-def _failures_in_mlflow(line: Line, round_number: int | None) -> Iterator[None]:
-    """Let the round's MLflow run end as failed where its stage does, or is interrupted."""
-    try:
+def _leased(
+    line: Line, context: dg.AssetExecutionContext, round_number: int | None
+) -> Iterator[None]:
+    """Wait until nobody works on the line; the pools hold back runs, but no command.
+
+    Raises
+    ------
+    RoundOrderError
+        If the round was finished meanwhile: perhaps with other settings, under which the command
+        went on.
+    """
+    next_round = line.next_round()
+    waits = False
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(line.home.lease(line.name, f"run {context.run.run_id}"))
+                break
+            except RoundHeldError as error:
+                if not waits:
+                    context.log.info(f"this run waits: {error}")
+                waits = True
+                time.sleep(KNOCK_AGAIN_S)
+        if round_number is not None and next_round <= round_number < line.next_round():
+            raise RoundOrderError(
+                f"round {round_key(round_number)} of line {line.name!r} was finished by another"
+                " process while this run waited for it: nothing is left to do. To make the round"
+                " again all the same, materialize it anew."
+            )
         yield
-    except BaseException as error:
-        if round_number is not None and not _may_pass(error):
-            line.tracking.fail_round(line.name, round_number)
-        raise
 
 
 def _may_pass(error: BaseException) -> bool:

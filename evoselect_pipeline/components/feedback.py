@@ -4,6 +4,7 @@ import dagster as dg
 
 from evoselect_pipeline.components.automation import register
 from evoselect_pipeline.components.metadata import metadata_of
+from evoselect_pipeline.errors import RoundOrderError
 from evoselect_pipeline.rounds.champion import champion
 from evoselect_pipeline.rounds.line import (
     APPOINTED,
@@ -24,19 +25,21 @@ def open_next_round(context: dg.AssetExecutionContext, line: Line, round_number:
     more.
     """
     register(context.instance, line.name, round_key(round_number + 1))
-    opened = f"Opened by round {round_key(round_number)}."
     run = dg.MetadataValue.dagster_run(context.run.run_id)
-    context.log_event(entering_event(line, round_number + 1, opened, source_run=run))
-    stale = stale_rounds(line, round_number + 1)
-    for number in range(round_number + 2, line.next_round() + 1):
-        again = f"Round {round_key(round_number)} was made again."
-        told = unsettled_event if stale else entering_event
-        context.log_event(told(line, number, again, source_run=run))
+    stale = stale_rounds(line)
+    settled = stale[0] if stale else line.next_round()
+    for number in range(round_number + 1, line.next_round() + 1):
+        told = entering_event if number <= settled else unsettled_event
+        what = f"Told by round {round_key(round_number)}, which was made again."
+        if number == round_number + 1:
+            what = f"Opened by round {round_key(round_number)}."
+        context.log_event(told(line, number, what, source_run=run))
     if stale:
         named = ", ".join(round_key(number) for number in stale)
         context.log.warning(
-            f"rounds {named} were made from another adapter than round {round_key(round_number)}"
-            " promotes now, and are stale: materialize them again, or leave them as they are"
+            f"stale: {named}. Round {round_key(stale[0])} was made from another adapter than enters"
+            " it now, and the rounds after it build on it: materialize them again, in order, or"
+            " leave them as they are"
         )
 
 
@@ -44,14 +47,17 @@ def entering_event(
     line: Line, round_number: int, description: str, **metadata: dg.MetadataValue
 ) -> dg.AssetMaterialization:
     """Say which adapter enters a round; its digest as data version makes what follows stale."""
-    adapter = entering(line, round_number)
+    try:
+        adapter = entering(line, round_number)
+    except RoundOrderError:  # it names an adapter that was trained again since
+        return unsettled_event(line, round_number, description, **metadata)
     return dg.AssetMaterialization(
         asset_key=dg.AssetKey([line.name, "incoming_adapter"]),
         partition=round_key(round_number),
         description=description,
         metadata={
             "from_round": round_key(round_number - 1),
-            "adapter": "the base model" if adapter.path is None else str(adapter.path),
+            "adapter": adapter_named(adapter.trained_in),
             "source": dg.MetadataValue.asset(dg.AssetKey([line.name, PROMOTED])),
             **metadata,
         },

@@ -18,7 +18,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import deserialize_value
 
-from evoselect_pipeline.components.automation import HOLDER_TAG
+from evoselect_pipeline.components.automation import HOLDER_TAG, MAX_RETRIES
 from evoselect_pipeline.stores.home import Home
 
 # Longer than a worker needs between two stages, and than the daemon to find a restarted code
@@ -48,6 +48,11 @@ class WatchfulRunLauncher(DefaultRunLauncher):
             f"its code server knows nothing of it, and for {unseen:.0f} s no process has worked"
             " for it: the server and the run's worker have died",
         )
+
+    def terminate(self, run_id: str) -> bool:
+        """End a run for good: one that took too long fails, and failed runs may be tried again."""
+        self._instance.add_run_tags(run_id, {MAX_RETRIES: "0"})
+        return super().terminate(run_id)
 
     @cached_property
     def _seen(self) -> dict[str, float]:

@@ -77,11 +77,11 @@ def _checkpoint(line: Line, round_number: int) -> dict[str, Any]:
     ]
     names = ("sample_id", "written by", "from prompt", "grown from", "prompt", "answer")
     columns: dict[str, str] = dict.fromkeys(names, "string")
-    shown: dict[str, Any] = {"training_rows": table(columns, rows)}
+    metadata: dict[str, Any] = {"training_rows": table(columns, rows)}
     if len(picks) > len(rows):
         command = f"evoselect lineage --line {line.name} --adapter {round_number} --format json"
-        shown["more_training_rows"] = f"{len(picks) - len(rows)} more: {command}"
-    return shown
+        metadata["more_training_rows"] = f"{len(picks) - len(rows)} more: {command}"
+    return metadata
 
 
 def _promotion(line: Line, round_number: int) -> dict[str, Any]:

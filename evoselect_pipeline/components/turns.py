@@ -6,13 +6,12 @@ is submitted last, behind the rounds that need it.
 
 import dagster as dg
 
-from evoselect_pipeline.components.automation import IN_FLIGHT, PARTITION_TAG, is_of
+from evoselect_pipeline.components.automation import IN_FLIGHT, MAX_RETRIES, PARTITION_TAG, is_of
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.stores.home import round_key
 
 PRIORITY = "dagster/priority"  # the queue takes the highest first; a retry inherits its run's tags
 RETRY_NUMBER = "dagster/retry_number"
-MAX_RETRIES = "dagster/max_retries"
 RETRY_FAILED_STEP = "dagster/retry_on_asset_or_op_failure"
 # A run that died may be marked for a retry that never comes, as after its backfill was ended.
 MOST_STEPS_ASIDE = 20

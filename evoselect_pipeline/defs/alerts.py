@@ -1,11 +1,11 @@
-"""Who hears of a failed run, whatever line it belongs to."""
+"""Who hears of a run that failed or was ended, whatever line it belongs to."""
 
 import dagster as dg
 
-from evoselect_pipeline.components.alerts import tells_of_failed_runs
+from evoselect_pipeline.components.alerts import closes_canceled_rounds, tells_of_failed_runs
 
 
 @dg.definitions
 def alerts() -> dg.Definitions:
-    """One sensor for all lines."""
-    return dg.Definitions(sensors=[tells_of_failed_runs])
+    """Two sensors for all lines."""
+    return dg.Definitions(sensors=[tells_of_failed_runs, closes_canceled_rounds])

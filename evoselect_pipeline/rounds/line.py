@@ -151,15 +151,22 @@ def decision_after(line: Line, round_number: int) -> dict[str, Any]:
     return read_facts(promotion)
 
 
-def stale_rounds(line: Line, first: int) -> list[int]:
-    """Finished rounds from `first` on that no longer follow from what the round before promotes."""
-    last = line.next_round() - 1
-    if first > last:
-        return []
-    entered = read_facts(line.artifact(first, "incoming_adapter"))["adapter_digest"]
-    if entered == entering(line, first).digest:
-        return []
-    return list(range(first, last + 1))
+def stale_rounds(line: Line) -> list[int]:
+    """Finished rounds that were made from another adapter than would enter them now.
+
+    They are the first such round and all after it, which build on it.
+    """
+    finished = range(line.next_round())
+    first = next((number for number in finished if not _follows(line, number)), len(finished))
+    return list(finished[first:])
+
+
+def _follows(line: Line, round_number: int) -> bool:
+    try:
+        entered(line, round_number)
+    except RoundOrderError:
+        return False
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -102,15 +102,17 @@ def _gradient(line: Line, sample_id: str, round_number: int) -> dict[str, Any] |
 def _adapters_with(line: Line, chosen: set[int]) -> list[dict[str, Any]]:
     """The finished rounds' adapters that carry what was learned from a row, with their scores."""
     found = []
+    learned: list[set[int]] = []  # by round: the rounds of its ancestry that trained on the row
     for number in range(line.next_round()):
-        since = [earlier for earlier in ancestry(line, number) if earlier in chosen]
-        if not since:
+        before = _started_from(line, number)
+        learned.append((chosen & {number}) | (learned[before] if before is not None else set()))
+        if not learned[number]:
             continue
         scores = read_facts(line.artifact(number, "evaluation"))
         found.append(
             {
                 "round": number,
-                "learned_in": [round_key(earlier) for earlier in sorted(since)],
+                "learned_in": [round_key(earlier) for earlier in sorted(learned[number])],
                 "adapter": str(line.stage_dir(number, "lora_checkpoint") / "adapter"),
                 "validation": scores["after_validation"],
                 "test": scores["after_test"],

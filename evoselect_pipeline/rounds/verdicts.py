@@ -215,7 +215,7 @@ def worth_promoting(line: Line, round_number: int) -> Verdict:
         sentence = (
             f"not promoted, {adapter_named(facts['champion_round'])} stays champion: {measured}."
             " The next round starts from it; round_report shows the rows this one learned from, and"
-            f" evoselect promote --round {round_number} promotes it all the same"
+            f" evoselect promote --line {line.name} --round {round_number} promotes it all the same"
         )
     return Verdict(
         facts["promoted"],

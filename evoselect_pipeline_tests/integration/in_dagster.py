@@ -6,6 +6,7 @@ import dagster as dg
 from dagster._core.definitions.partitions.context import partition_loading_context
 
 from evoselect_pipeline.commands.context import read_line_config
+from evoselect_pipeline.components.alerts import tells_of_failed_runs
 from evoselect_pipeline.components.evolution_line import line_definitions
 from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.config import LineConfig
@@ -19,7 +20,7 @@ def tiny(**changes: object) -> LineConfig:
     return read_line_config(None, [f"{key}={value}" for key, value in settings.items()])
 
 
-def materialize(instance, home, config, key="0000", selection=None):
+def materialize(instance, home, config, key="0000", selection=None, tags=None):
     """Materialize a round, or some of its assets, as the UI does: with the checks of each asset."""
     definitions = line_definitions(config)
     instance.add_dynamic_partitions("playground_rounds", [key])
@@ -33,6 +34,7 @@ def materialize(instance, home, config, key="0000", selection=None):
             selection=chosen,
             instance=opened,
             resources={"home": HomeResource(root=str(home.root))},
+            tags=tags,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
@@ -41,6 +43,26 @@ def materialize(instance, home, config, key="0000", selection=None):
 def steps(result) -> list[str]:
     events = [*result.get_asset_materialization_events()]
     return [event.asset_key.path[-1] for event in events]
+
+
+def hear_of(instance, home, result, sensor=tells_of_failed_runs) -> list[str]:
+    """Evaluate a sensor on a run that ended, as the daemon does; what it logged as errors."""
+    event = result.get_run_failure_event()
+    # The run as it is now: it was given tags while it ran.
+    run = instance.get_run_by_id(result.run_id)
+    context = dg.build_run_status_sensor_context(
+        sensor_name=sensor.name,
+        dagster_event=event,
+        dagster_instance=instance,
+        dagster_run=run,
+        resources={"home": HomeResource(root=str(home.root))},
+    )
+    if sensor is tells_of_failed_runs:
+        context = context.for_run_failure()
+    logged: list[str] = []
+    context.log.error = logged.append  # type: ignore[method-assign]
+    sensor(context)
+    return logged
 
 
 def tick(home, instance, name, config=None):

@@ -3,21 +3,27 @@
 import json
 import subprocess
 import sys
+import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
+from dagster._core.test_utils import create_run_for_test
 
 from evoselect_pipeline.components import evolution_line
+from evoselect_pipeline.components.alerts import closes_canceled_rounds
+from evoselect_pipeline.components.automation import LINE_TAG
 from evoselect_pipeline.components.evolution_line import line_definitions
 from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.config_file import parse_config
 from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.stores.tracking import Tracking
-from evoselect_pipeline_tests.integration.in_dagster import materialize, steps, tiny
+from evoselect_pipeline_tests.integration.in_dagster import hear_of, materialize, steps, tiny
 from evoselect_pipeline_tests.integration.process import REPOSITORY, finish
 
 STAGES = (
@@ -191,25 +197,41 @@ def staleness(instance, config, name, partition) -> str:
 def test_an_old_round_made_again_makes_all_later_ones_stale_until_they_are_made_again_too(
     instance, home
 ):
-    for key in ("0000", "0001"):
+    rounds = ("0000", "0001", "0002", "0003")
+
+    def stale(config) -> list[str]:
+        marks = {key: staleness(instance, config, "candidates", key) for key in rounds}
+        assert set(marks.values()) <= {"FRESH", "STALE"}
+        return [key for key, mark in marks.items() if mark == "STALE"]
+
+    for key in rounds:
         assert materialize(instance, home, tiny(), key).success
-    assert staleness(instance, tiny(), "candidates", "0001") == "FRESH"
+    assert stale(tiny()) == []
     before = versions(instance)
 
     other = tiny(train__steps=6)
     result = materialize(instance, home, other, "0000")
     logged = " ".join(e.user_message for e in instance.all_logs(result.run_id))
-    assert "rounds 0001 were made from another adapter than round 0000 promotes now" in logged
+    assert "stale: 0001, 0002, 0003. Round 0001 was made from another adapter" in logged
+    assert stale(other) == ["0001", "0002", "0003"]
     now = versions(instance)
-    assert staleness(instance, other, "candidates", "0001") == "STALE"
     assert now["candidates", "0001"] == before["candidates", "0001"]  # it stays as it is
-    # What enters the open round depends on round 0001, which is to be made again.
-    assert now["incoming_adapter", "0002"] == "unsettled"
+    # What enters the open round depends on round 0003, which is to be made again.
+    assert now["incoming_adapter", "0004"] == "unsettled"
 
     assert materialize(instance, home, other, "0001").success
+    assert stale(other) == ["0002", "0003"]
+    # The oldest round once more, alike: what does not follow from round 0001 still does not.
+    result = materialize(instance, home, other, "0000")
+    logged = " ".join(e.user_message for e in instance.all_logs(result.run_id))
+    assert "stale: 0002, 0003. Round 0002 was made from another adapter" in logged
+    assert stale(other) == ["0002", "0003"]
+
+    for key in ("0002", "0003"):
+        assert materialize(instance, home, other, key).success
+    assert stale(other) == []
     settled = versions(instance)
-    assert staleness(instance, other, "candidates", "0001") == "FRESH"
-    assert settled["incoming_adapter", "0002"] == settled["lora_checkpoint", "0001"]
+    assert settled["incoming_adapter", "0004"] == settled["lora_checkpoint", "0003"]
 
 
 @pytest.mark.slow
@@ -217,6 +239,12 @@ def test_mlflow_shows_a_round_as_failed_where_a_stage_or_a_check_has_failed(
     instance, home, monkeypatch
 ):
     tracking = Tracking(home)
+
+    def fail(config, selection):
+        result = materialize(instance, home, config, selection=selection)
+        assert not result.success
+        hear_of(instance, home, result)
+
     assert materialize(instance, home, tiny(), selection=["incoming_adapter"]).success
     assert tracking.status("playground", 0) == "RUNNING"
 
@@ -225,38 +253,68 @@ def test_mlflow_shows_a_round_as_failed_where_a_stage_or_a_check_has_failed(
 
     with monkeypatch.context() as patched:
         patched.setattr(evolution_line, "record", refuses)
-        assert not materialize(instance, home, tiny(), selection=["incoming_adapter"]).success
+        fail(tiny(), ["incoming_adapter"])
     assert tracking.status("playground", 0) == "FAILED"
     assert materialize(instance, home, tiny(), selection=["incoming_adapter"]).success
     assert tracking.status("playground", 0) == "RUNNING"
 
     few = tiny(min_candidates=500)
-    names = ["target_set", "incoming_adapter", "candidates"]
-    assert not materialize(instance, home, few, selection=names).success
+    fail(few, ["target_set", "incoming_adapter", "candidates"])
     assert tracking.status("playground", 0) == "FAILED"
 
 
+@pytest.mark.slow
+def test_a_failure_that_another_attempt_is_already_at_is_not_told_to_mlflow(instance, home):
+    """The daemon hears of failures half a minute later."""
+    result = materialize(instance, home, tiny(min_candidates=500))
+    assert not result.success
+    of_round = {LINE_TAG: "playground", "dagster/partition": "0000"}
+    again = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags=of_round)
+    hear_of(instance, home, result)
+    assert Tracking(home).status("playground", 0) == "RUNNING"
+    # That one is ended by a person.
+    instance.report_run_canceled(again)
+    hear_of(instance, home, result, closes_canceled_rounds)
+    assert Tracking(home).status("playground", 0) == "FAILED"
+
+
 HOLD = """
-import sys, time
+import sys
 from evoselect_pipeline.stores.home import Home
 with Home(sys.argv[1]).lease("playground", what="evoselect run"):
     print("held", flush=True)
-    time.sleep(3)
+    sys.stdin.read()
 """
+
+
+@pytest.fixture
+def command(home, monkeypatch):
+    """Another process that works on the line until a run has waited for it once."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, home.root],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == "held\n"
+
+        def let_go(seconds):
+            process.communicate("")
+
+        monkeypatch.setattr(
+            evolution_line, "time", SimpleNamespace(sleep=let_go, monotonic=time.monotonic)
+        )
+        yield process
 
 
 @pytest.mark.slow
 def test_a_run_waits_while_a_command_works_on_its_line_and_knows_its_limits(
-    instance, home, monkeypatch
+    instance, home, command
 ):
-    monkeypatch.setattr(evolution_line, "KNOCK_AGAIN_S", 0.1)
-    command = subprocess.Popen(
-        [sys.executable, "-c", HOLD, home.root], stdout=subprocess.PIPE, text=True
-    )
-    assert command.stdout and command.stdout.readline() == "held\n"
     config = tiny(schedule__max_hours=2)
     result = materialize(instance, home, config, selection=["incoming_adapter"])
-    assert command.wait() == 0
+    assert command.returncode == 0
     assert result.success
     logged = " ".join(e.user_message for e in instance.all_logs(result.run_id))
     assert f"this run waits: line playground is held by evoselect run (process {command.pid}" in (
@@ -264,6 +322,29 @@ def test_a_run_waits_while_a_command_works_on_its_line_and_knows_its_limits(
     )
     # Launched without tags, as from the asset graph, it is ended after the line's hours too.
     assert instance.get_run_by_id(result.run_id).tags["dagster/max_runtime"] == "7200"
+
+
+@pytest.mark.slow
+def test_a_run_that_waited_leaves_alone_the_round_that_the_command_has_finished(
+    instance, home, command, monkeypatch
+):
+    """The command may have had other settings, and gone on to further rounds."""
+    monkeypatch.setattr(Line, "next_round", lambda line: 0 if command.returncode is None else 1)
+    result = materialize(instance, home, tiny(), selection=["incoming_adapter"])
+    assert not result.success
+    [failure] = result.get_step_failure_events()
+    assert "round 0000 of line 'playground' was finished by another process" in (
+        failure.step_failure_data.user_failure_data.description
+    )
+    assert not home.round_dir("playground", 0).exists()
+
+
+@pytest.mark.slow
+def test_a_limit_that_a_person_gave_a_run_is_kept(instance, home):
+    limit = {"dagster/max_runtime": "60"}
+    result = materialize(instance, home, tiny(), selection=["incoming_adapter"], tags=limit)
+    tags = instance.get_run_by_id(result.run_id).tags
+    assert (tags["dagster/max_runtime"], tags[LINE_TAG]) == ("60", "playground")
 
 
 @pytest.mark.usefixtures("instance")  # resolving a graph reads from the newest of the process
