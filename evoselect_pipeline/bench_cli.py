@@ -190,7 +190,8 @@ def gradients(
     repeats: Annotated[int, typer.Option(min=1, help="Paired repeats.")] = 5,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     bergson: Annotated[
-        bool, typer.Option("--bergson", help="Beside bergson too, which you install yourself.")
+        bool,
+        typer.Option("--bergson", help="Beside bergson 2.5.1 too, which you install yourself."),
     ] = False,
     format: ReportFormat = Format.table,
 ) -> None:
@@ -206,3 +207,21 @@ def gradients(
         with_bergson=bergson,
     )
     sys.exit(bench_gradients(request, format.value))
+
+
+@bench.command()
+def lineage(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in the home.")] = 100,
+    rows: Annotated[int, typer.Option(min=10, help="Candidates a round.")] = 10_000,
+    asked: Annotated[int, typer.Option(min=1, help="Rounds whose rows are asked for.")] = 11,
+    seed: Annotated[int, typer.Option(min=0, help="Of the synthetic features.")] = 0,
+    format: ReportFormat = Format.table,
+) -> None:
+    """Measure how long a row's story takes in a home of many rounds.
+
+    Rows are synthetic, in a temporary folder; a million of them take some minutes and 2 GB of disk.
+    """
+    from evoselect_pipeline.bench.lineage import LineageRequest
+    from evoselect_pipeline.commands.bench_lineage import bench_lineage
+
+    sys.exit(bench_lineage(LineageRequest(rounds, rows, asked, seed), format.value))

@@ -249,7 +249,9 @@ class ScheduleSettings(Settings):
         " calls the champion overdue for the next one; never, if not given.",
     )
     max_hours: float = Field(
-        default=24.0, gt=0, description="A run that takes longer is ended and counts as failed."
+        default=24.0,
+        gt=0,
+        description="A run that the daemon started is ended for good after so many hours.",
     )
 
 

@@ -47,7 +47,7 @@ class Bergson:
         except ImportError as error:
             raise ConfigError(
                 f"--bergson: {error}. It needs packages that the project does not: give it an"
-                " environment of its own, pip install evoselect-pipeline bergson"
+                " environment of its own, pip install evoselect-pipeline bergson==2.5.1"
             ) from None
         self.subject = subject
         model = load_base(subject.model)

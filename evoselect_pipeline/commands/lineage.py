@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from evoselect_pipeline.commands.console import print_json, print_table, stdout
@@ -98,12 +97,12 @@ def _show_round(line: Line, round_number: int, format: str) -> None:
 def _show_adapter(line: Line, round_number: int, format: str) -> None:
     rows = rows_behind(line, round_number)
     if format == "json":
-        print_json(rows)
+        print_json(rows.to_dicts())
         return
     columns = ["round", "rank", "sample_id", "source", "reason"]
-    shown = [[row[name] for name in columns] for row in rows[:20]]
+    shown = rows.select(columns).head(20).rows()
     head = f"The adapter of round {round_key(round_number)}: the first rows it learned from"
     print_table(head, columns, shown)
-    counts = Counter(row["round"] for row in rows)
-    print_table("All rows, by round", ["round", "rows"], sorted(counts.items()))
+    counts = rows.group_by("round", maintain_order=True).len().rows()
+    print_table("All rows, by round", ["round", "rows"], counts)
     stdout.print("All of them: --format json. One row's whole story: evoselect lineage SAMPLE_ID")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts, read_json
 from evoselect_pipeline.stores.home import round_key
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_OF_PICK = ("rank", "sample_id", "target_id", "reason")
 
 
 def story(line: Line, prefix: str) -> dict[str, Any]:
@@ -32,12 +37,12 @@ def story(line: Line, prefix: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows_behind(line: Line, round_number: int) -> list[dict[str, Any]]:
+def rows_behind(line: Line, round_number: int) -> pl.DataFrame:
     """Every row that an adapter was trained on, through all rounds it builds on.
 
     Returns
     -------
-    list of dict
+    polars.DataFrame
         Oldest round first, then by rank: the round, the pick, and where the row came from.
 
     Raises
@@ -50,21 +55,17 @@ def rows_behind(line: Line, round_number: int) -> list[dict[str, Any]]:
             f"round {round_number} of line {line.name!r} has trained no adapter; finished are"
             f" rounds 0 to {line.next_round() - 1}"
         )
-    rows = []
-    for number in reversed(ancestry(line, round_number)):
-        picks = read_json(line.artifact(number, "selected_subset").path / "picks.json")
-        samples = line.store.get_samples([pick["sample_id"] for pick in picks])
-        for pick, sample in zip(picks, samples, strict=True):
-            rows.append(
-                {
-                    "round": number,
-                    **{name: pick[name] for name in ("rank", "sample_id", "target_id", "reason")},
-                    "source": sample.source,
-                    "prompt_id": sample.prompt_id,
-                    "parents": list(sample.parents),
-                }
-            )
-    return rows
+    import polars as pl
+
+    rows = [
+        (number, *(pick[name] for name in _OF_PICK))
+        for number in reversed(ancestry(line, round_number))
+        for pick in read_json(line.artifact(number, "selected_subset").path / "picks.json")
+    ]
+    types = {"round": pl.Int32, "rank": pl.Int32} | dict.fromkeys(_OF_PICK[1:], pl.String)
+    picks = pl.DataFrame(rows, schema=types, orient="row")
+    origins = line.store.origins(picks["sample_id"].to_list())
+    return picks.join(origins, on="sample_id", how="left", maintain_order="left")
 
 
 def ancestry(line: Line, round_number: int) -> list[int]:

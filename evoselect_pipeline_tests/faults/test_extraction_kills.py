@@ -108,5 +108,5 @@ def test_an_extraction_that_is_killed_again_and_again_ends_as_if_it_never_was(tm
     np.testing.assert_array_equal(coordinates, expected_coordinates)
     store = LanceStore(Home(tmp_path / "killed"))
     for name in (f"gradients_{DIM}", f"coordinates_{NUM_TARGETS}"):
-        kept = store._read(name, "true", ["sample_id"])["sample_id"].to_pylist()
+        kept = store.tables.read(name, "true", ["sample_id"])["sample_id"].to_pylist()
         assert sorted(kept) == sorted(ids)

@@ -204,7 +204,7 @@ def test_a_killed_round_and_the_next_end_like_undisturbed_ones(disturbed, undist
 def test_no_table_holds_a_row_twice(disturbed, undisturbed):
     stores = [LanceStore(Home(home)) for home in (disturbed[0], undisturbed)]
     for name, key in KEYS.items():
-        here, there = (store._read(name, "true", key).to_pylist() for store in stores)
+        here, there = (store.tables.read(name, "true", key).to_pylist() for store in stores)
         rows = [tuple(row.values()) for row in here]
         assert len(set(rows)) == len(rows), name
         assert set(rows) == {tuple(row.values()) for row in there}, name

@@ -89,10 +89,10 @@ def test_a_kill_while_publishing_shows_the_old_artifact_or_the_new(
 STORE = """
 import sys
 import polars as pl
-from evoselect_pipeline.stores import lance
+from evoselect_pipeline.stores import lance, lance_tables
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.unit.test_lance import PROXY, D, features, ids_of, samples
-lance.COMPACT_FRAGMENTS = 3
+lance_tables.COMPACT_FRAGMENTS = 3
 store = lance.LanceStore(Home(sys.argv[1]))
 cost = float(sys.argv[2])
 ids = ids_of(60)
@@ -112,12 +112,12 @@ def check_store(root):
     """Everything is there exactly once, and equal to what an uninterrupted run stores."""
     store, ids = LanceStore(Home(root)), ids_of(60)
     for name in ("samples", "gradients_16"):
-        stored = store._read(name, "true", ["sample_id"])["sample_id"].to_pylist()
+        stored = store.tables.read(name, "true", ["sample_id"])["sample_id"].to_pylist()
         assert sorted(stored) == sorted(ids)
     stored = store.read_gradients(ids, PROXY, D)
     assert abs(stored.vectors - features(ids).vectors).max() < 1e-3
     assert store.read_decisions("sums")["cost"].to_list() == [2.0] * 58
-    assert set(store._table("decisions").tags.list()) == {"sums-r0000"}
+    assert set(store.tables.open("decisions").tags.list()) == {"sums-r0000"}
 
 
 def test_kills_between_commits_leave_whole_commits_and_the_rest_is_made_later(tmp_path):
@@ -144,10 +144,10 @@ def test_kills_between_commits_leave_whole_commits_and_the_rest_is_made_later(tm
 
 GRADIENTS = """
 import sys
-from evoselect_pipeline.stores import lance
+from evoselect_pipeline.stores import lance, lance_tables
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.unit.test_lance import PROXY, features, ids_of
-lance.COMPACT_FRAGMENTS = 4
+lance_tables.COMPACT_FRAGMENTS = 4
 store = lance.LanceStore(Home(sys.argv[1]))
 present = store.present(PROXY, 256)
 todo = [i for i in ids_of(1500) if i not in present]
@@ -173,7 +173,7 @@ def test_kills_at_random_times_lose_no_acknowledged_row_and_double_none(tmp_path
     # A batch that was committed and not acknowledged is not computed again.
     assert len(set(acknowledged)) == len(acknowledged) <= 1500
     store = LanceStore(Home(tmp_path))
-    stored = store._read("gradients_256", "true", ["sample_id"])["sample_id"].to_pylist()
+    stored = store.tables.read("gradients_256", "true", ["sample_id"])["sample_id"].to_pylist()
     assert sorted(stored) == sorted(ids_of(1500))
 
 

@@ -161,7 +161,7 @@ def test_a_worker_is_killed_and_the_bits_are_those_of_one_process(
     assert killed and not Path(f"/proc/{killed[0]}").exists()
     assert_same_bits(concatenate(seen), here)
     for name in (f"gradients_{DIM}", f"coordinates_{NUM_TARGETS}"):
-        stored = store._read(name, "true", ["sample_id"])["sample_id"].to_pylist()
+        stored = store.tables.read(name, "true", ["sample_id"])["sample_id"].to_pylist()
         assert sorted(stored) == sorted(row.sample_id for row in rows)
 
 

@@ -77,7 +77,7 @@ class TwoRuns:
 
 
 def stored_gradients(home: Path) -> dict[tuple[str, str], bytes]:
-    rows = LanceStore(Home(home))._read("gradients_64", "true").to_pylist()
+    rows = LanceStore(Home(home)).tables.read("gradients_64", "true").to_pylist()
     keyed = {(r["sample_id"], r["fingerprint"]): repr(sorted(r.items())).encode() for r in rows}
     assert len(keyed) == len(rows)
     return keyed

@@ -1,11 +1,15 @@
 """Laws of `bench gradients`: the peer's gradient is ours, and features are as true as we claim."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from evoselect_pipeline.bench.bergson_peer import Bergson
 from evoselect_pipeline.bench.gradients import (
     BATCH_ONE,
+    BERGSON,
     YARDSTICK,
     BatchOne,
     GradientsRequest,
@@ -17,6 +21,7 @@ from evoselect_pipeline.bench.gradients import (
 )
 from evoselect_pipeline.bench.reference import LONGEST, SHORTEST, reference_rows
 from evoselect_pipeline.config import GradientSettings
+from evoselect_pipeline.errors import ConfigError
 
 REQUEST = GradientsRequest(
     model="playground",
@@ -67,3 +72,13 @@ def test_a_pass_runs_over_all_rows_and_its_memory_is_its_own(subject):
     for name in (YARDSTICK, "lora"):
         run_of(subject, found[name])()
     assert 1 < peak_mb(subject, found[YARDSTICK]) < 2000
+
+
+def test_bergson_is_a_variant_only_where_it_is_asked_for_and_its_absence_is_said(
+    subject, monkeypatch
+):
+    names = {variant.name for variant in variants(REQUEST.dim, 0.0, with_bergson=True)}
+    assert names - {variant.name for variant in variants(REQUEST.dim, 0.0)} == {BERGSON}
+    monkeypatch.setitem(sys.modules, "bergson", None)
+    with pytest.raises(ConfigError, match=r"pip install evoselect-pipeline bergson==2\.5\.1"):
+        Bergson(subject, 8)

@@ -11,7 +11,7 @@ import pytest
 
 from evoselect_pipeline.core.records import Message, Sample, digest, sample_from_pair
 from evoselect_pipeline.errors import ArtifactError, ConfigError, DataError, NumericsError
-from evoselect_pipeline.stores import lance
+from evoselect_pipeline.stores import lance, lance_tables
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline.stores.lance import LanceStore
 
@@ -118,7 +118,7 @@ def test_text_that_is_not_an_id_never_reaches_a_query(store, text):
 
 @pytest.mark.parametrize("scan_ratio", [0, 1000])
 def test_gradients_come_back_in_the_order_asked_for(store, monkeypatch, scan_ratio):
-    monkeypatch.setattr(lance, "SCAN_RATIO", scan_ratio)
+    monkeypatch.setattr(lance_tables, "SCAN_RATIO", scan_ratio)
     ids = ids_of(300)
     for start in range(0, 300, 100):
         store.put_gradients(PROXY, features(ids[start : start + 100]))
@@ -164,7 +164,7 @@ def test_a_repeated_id_is_stored_once_within_and_across_batches(store):
     assert store.put_gradients(PROXY, features([*ids, *ids])) == 5
     assert store.put_gradients(PROXY, features(ids)) == 0
     assert store.put_samples(samples(5) + samples(5), "sums", 0) == 5
-    assert store._table("gradients_16").count_rows() == 5
+    assert store.tables.open("gradients_16").count_rows() == 5
 
 
 def broken(field, value):
@@ -255,29 +255,29 @@ def test_a_tag_keeps_what_a_round_read_through_compaction_until_it_is_pruned(sto
     store.put_decisions("sums", 0, decisions(10))
     tagged = store.tag_round("sums", 0)
     assert store.tag_round("sums", 0) == tagged
-    monkeypatch.setattr(lance, "COMPACT_FRAGMENTS", 2)
+    monkeypatch.setattr(lance_tables, "COMPACT_FRAGMENTS", 2)
     for round_number in range(1, 6):
         store.put_decisions("sums", round_number, decisions(5))
     assert store.versions()["decisions"] > 7  # five commits, and compactions between them
-    table = store._table("decisions")
+    table = store.tables.open("decisions")
     table.checkout("sums-r0000")
     assert table.count_rows() == 10
     store.prune(timedelta(microseconds=1))
-    assert store._table("decisions").tags.list() == {}
-    assert len(store._table("decisions").list_versions()) == 1
+    assert store.tables.open("decisions").tags.list() == {}
+    assert len(store.tables.open("decisions").list_versions()) == 1
     assert store.read_decisions("sums").height == 35
 
 
 def test_small_files_are_joined_before_they_are_many(store, monkeypatch):
-    monkeypatch.setattr(lance, "COMPACT_FRAGMENTS", 5)
+    monkeypatch.setattr(lance_tables, "COMPACT_FRAGMENTS", 5)
     for start in range(0, 60, 2):
         store.put_gradients(PROXY, features(ids_of(2, start)))
-    assert store._table("gradients_16").stats()["fragment_stats"]["num_fragments"] < 20
+    assert store.tables.open("gradients_16").stats()["fragment_stats"]["num_fragments"] < 20
     assert store.present(PROXY, D) == set(ids_of(60))
 
 
 def test_a_reader_sees_rows_whole_while_a_writer_commits_and_compacts(store, monkeypatch, tmp_path):
-    monkeypatch.setattr(lance, "COMPACT_FRAGMENTS", 3)
+    monkeypatch.setattr(lance_tables, "COMPACT_FRAGMENTS", 3)
     ids = ids_of(200)
     store.put_gradients(PROXY, features(ids[:10]))
 
@@ -320,7 +320,7 @@ def test_three_processes_with_overlapping_rows_leave_each_row_once(store, tmp_pa
     errors = [child.communicate()[1] for child in children]
     assert [child.returncode for child in children] == [0, 0, 0], errors
     for name in ("samples", "gradients_16"):
-        found = store._read(name, "true", ["sample_id"])["sample_id"].to_pylist()
+        found = store.tables.read(name, "true", ["sample_id"])["sample_id"].to_pylist()
         assert sorted(found) == sorted(ids_of(70))
 
 
