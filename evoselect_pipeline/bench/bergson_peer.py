@@ -21,7 +21,6 @@ from torch import nn
 from evoselect_pipeline.core.encoding import IGNORED_LABEL, Encoded
 from evoselect_pipeline.core.forward import padded
 from evoselect_pipeline.errors import ConfigError
-from evoselect_pipeline.training.models import load_base, with_adapter
 
 if TYPE_CHECKING:
     from evoselect_pipeline.bench.gradients import Subject
@@ -50,10 +49,7 @@ class Bergson:
                 " environment of its own, pip install evoselect-pipeline bergson==2.5.1"
             ) from None
         self.subject = subject
-        model = load_base(subject.model)
-        self.model = with_adapter(
-            model, subject.adapter, subject.lora, subject.seed, trainable=True
-        ).eval()
+        self.model = subject.trainable().eval()
         self.names = sorted(
             name
             for name, module in self.model.named_modules()

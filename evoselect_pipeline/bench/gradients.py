@@ -94,6 +94,11 @@ class Subject:
         """The model's own encoder."""
         return load_encoder(self.model)
 
+    def trainable(self) -> Any:
+        """The model with its adapter, to be trained on."""
+        model = load_base(self.model)
+        return with_adapter(model, self.adapter, self.lora, self.seed, trainable=True)
+
     def extractor(self, settings: GradientSettings, dtype: str | None = None) -> GradientExtractor:
         """The extractor of a representation."""
         model = self.model if dtype is None else self.model.model_copy(update={"dtype": dtype})
@@ -190,7 +195,7 @@ def _result(
     variant: Variant, seconds: dict[str, list[float]], num_rows: int, peak: float
 ) -> dict[str, Any]:
     own = np.array(seconds[variant.name])
-    peers = [name for name in (YARDSTICK, BATCH_ONE, BERGSON) if name in seconds]
+    peers = [name for name in (YARDSTICK, *PEERS) if name in seconds]
     beside = {name: own / np.array(seconds[name]) for name in peers}
     return {
         "representation": variant.name,
@@ -224,9 +229,8 @@ def run_of(subject: Subject, variant: Variant) -> Callable[[], None]:
     """A variant's pass over all batches, with everything loaded beforehand."""
     pad_id = subject.encoder.pad_id
     if variant.settings is None:
-        model = load_base(subject.model)
-        if variant.name == "LoRA training pass":
-            model = with_adapter(model, subject.adapter, subject.lora, subject.seed, trainable=True)
+        is_lora = variant.name == "LoRA training pass"
+        model = subject.trainable() if is_lora else load_base(subject.model)
         run = _forward if variant.name == "forward only" else forward_backward
 
         def plain() -> None:
@@ -235,10 +239,8 @@ def run_of(subject: Subject, variant: Variant) -> Callable[[], None]:
                 model.zero_grad(set_to_none=True)
 
         return plain
-    if variant.name == BATCH_ONE:
-        return BatchOne(subject, variant.settings.dim)
-    if variant.name == BERGSON:
-        return Bergson(subject, variant.settings.dim)
+    if variant.name in PEERS:
+        return PEERS[variant.name](subject, variant.settings.dim)
     extractor = subject.extractor(variant.settings, variant.dtype)
     span = None
     if variant.with_span:
@@ -267,10 +269,7 @@ class BatchOne:
 
     def __init__(self, subject: Subject, dim: int):
         self.subject = subject
-        model = load_base(subject.model)
-        self.model = with_adapter(
-            model, subject.adapter, subject.lora, subject.seed, trainable=True
-        ).eval()
+        self.model = subject.trainable().eval()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         size = sum(parameter.numel() for parameter in self.parameters)
         draw = torch.Generator().manual_seed(subject.seed)
@@ -280,11 +279,11 @@ class BatchOne:
     def __call__(self) -> None:
         """Represent every row."""
         for row in self.subject.rows:
-            self.vector(row)
+            self.vectors([row])
 
-    def vector(self, row: Encoded) -> torch.Tensor:
-        """The projected gradient [D] of one row's answer loss."""
-        return self.gradient(row) @ self.signs_PD
+    def vectors(self, rows: Sequence[Encoded]) -> torch.Tensor:
+        """The projected gradients [B, D] of the rows' answer losses."""
+        return torch.stack([self.gradient(row) @ self.signs_PD for row in rows])
 
     def gradient(self, row: Encoded) -> torch.Tensor:
         """The exact gradient [P]."""
@@ -292,6 +291,9 @@ class BatchOne:
         flat = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
         self.model.zero_grad(set_to_none=True)
         return flat
+
+
+PEERS = {BATCH_ONE: BatchOne, BERGSON: Bergson}
 
 
 def fidelity(subject: Subject, found: Sequence[Variant]) -> dict[str, dict[str, float]]:
@@ -307,13 +309,11 @@ def fidelity(subject: Subject, found: Sequence[Variant]) -> dict[str, dict[str, 
     exact = _cosines(_exact(subject, rows, weight), len(subject.targets))
     truth = {}
     for number, variant in enumerate(represented):
-        is_peer = variant.name in (BATCH_ONE, BERGSON)
+        is_peer = variant.name in PEERS
         if is_peer and weight:  # it knows the answer's loss alone
             continue
-        vectors = (
-            _peer_vectors(subject, variant, rows) if is_peer else _vectors(subject, variant, rows)
-        )
-        own = _cosines(vectors, len(subject.targets))
+        vectors_of = _peer_vectors if is_peer else _vectors
+        own = _cosines(vectors_of(subject, variant, rows), len(subject.targets))
         truth[variant.name] = {
             key: float(spearmanr(one, other)[0])  # type: ignore[arg-type]
             for key, one, other in zip(("spearman", "spearman_rows"), exact, own, strict=True)
@@ -337,10 +337,7 @@ def _exact(subject: Subject, rows: Sequence[Encoded], prompt_weight: float) -> n
 
 def _peer_vectors(subject: Subject, variant: Variant, rows: Sequence[Encoded]) -> np.ndarray:
     assert variant.settings is not None
-    if variant.name == BATCH_ONE:
-        one = BatchOne(subject, variant.settings.dim)
-        return torch.stack([one.vector(row) for row in rows]).numpy()
-    peer = Bergson(subject, variant.settings.dim)
+    peer = PEERS[variant.name](subject, variant.settings.dim)
     return torch.cat([peer.vectors([row]) for row in rows]).numpy()
 
 

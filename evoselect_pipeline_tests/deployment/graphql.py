@@ -5,8 +5,10 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from evoselect_pipeline.rounds.stages import STAGES
 from evoselect_pipeline_tests.deployment.compose import wait_for
 
+ASSETS = ["target_set", *(stage.name for stage in STAGES)]
 LOCATION = {
     "repositoryLocationName": "evoselect_pipeline",
     "repositoryName": "__repository__",
@@ -73,14 +75,14 @@ class Webserver:
                 raise
             return None
 
-    def launch_rounds(self, line: str, keys: list[str], assets: list[str]) -> str:
+    def launch_rounds(self, line: str, keys: list[str]) -> str:
         """Materialize whole rounds as a backfill; return its id."""
         for key in keys:
             said = self.ask(ADD_ROUND, where=LOCATION, name=f"{line}_rounds", key=key)
             # The line's sensor may have been faster with the first one.
             expected = ("AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError")
             assert said["__typename"] in expected, said
-        selection = [{"path": [line, asset]} for asset in assets]
+        selection = [{"path": [line, asset]} for asset in ASSETS]
         params = {"assetSelection": selection, "partitionNames": keys}
         said = self.ask(LAUNCH, params=params)
         assert said["__typename"] == "LaunchBackfillSuccess", said

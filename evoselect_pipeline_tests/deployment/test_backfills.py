@@ -10,7 +10,6 @@ from itertools import pairwise
 import pytest
 
 from evoselect_pipeline.rounds.line import PROMOTED
-from evoselect_pipeline.rounds.stages import STAGES
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline.stores.tracking import Tracking
 from evoselect_pipeline_tests.browser.serving import served
@@ -20,7 +19,6 @@ from evoselect_pipeline_tests.integration.process import finish, write_line
 
 LINES = ("apples", "pears", "plums")
 KEYS = [f"{number:04d}" for number in range(10)]
-ASSETS = ["target_set", *(stage.name for stage in STAGES)]
 BACKFILL_S = 5400
 SHORT_S = 12
 RETRIED_WITHIN_S = 60  # the daemon looks for failed runs every few seconds
@@ -49,7 +47,7 @@ def test_ten_rounds_on_three_lines_at_once_run_in_order_and_never_side_by_side(l
         write_line(lines, line, seed=number)
     with served(tmp_path / "home") as ui:
         web = webserver_of(ui)
-        backfills = [web.launch_rounds(line, KEYS, ASSETS) for line in LINES]
+        backfills = [web.launch_rounds(line, KEYS) for line in LINES]
         wait_for(
             lambda: all(web.backfill_status(b).startswith("COMPLETED") for b in backfills),
             BACKFILL_S,
@@ -75,7 +73,7 @@ def test_a_run_that_takes_longer_than_its_line_allows_is_ended_and_said_to_have_
     write_line(lines, "slow", schedule__max_hours=SHORT_S / 3600, train__steps=100_000)
     with served(tmp_path / "home") as ui:
         web = webserver_of(ui)
-        web.launch_rounds("slow", ["0000"], ASSETS)
+        web.launch_rounds("slow", ["0000"])
         wait_for(lambda: [run for run in web.runs() if run["status"] == "FAILURE"], 300, "its end")
         told = Tracking(Home(tmp_path / "home"))
         wait_for(lambda: told.status("slow", 0) == "FAILED", 120, "MLflow's word of it")

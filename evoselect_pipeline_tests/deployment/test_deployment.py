@@ -172,8 +172,7 @@ def assert_in_mlflow(postgres: Postgres) -> None:
 def test_rounds_survive_the_death_of_every_process_and_equal_those_on_sqlite(site, tmp_path):
     plain = tmp_path / "sqlite"
     reference = start("run", "--home", plain, "--config", site.config, "--rounds", NUM_ROUNDS)
-    assets = ["target_set", *(stage.name for stage in STAGES)]
-    backfill = site.webserver.launch_rounds(LINE, keys(), assets)
+    backfill = site.webserver.launch_rounds(LINE, keys())
     (disturb_every_round if IS_LONG else disturb_once)(site)
     reached(site, NUM_ROUNDS - 1, STAGES[-1].name)
     wait_for(

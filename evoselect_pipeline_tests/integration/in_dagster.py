@@ -20,6 +20,12 @@ def tiny(**changes: object) -> LineConfig:
     return read_line_config(None, [f"{key}={value}" for key, value in settings.items()])
 
 
+def at_home(config: LineConfig, root: object = "") -> dg.Definitions:
+    """A line's definitions in a home."""
+    home = HomeResource(root=str(root))
+    return dg.Definitions.merge(line_definitions(config), dg.Definitions(resources={"home": home}))
+
+
 def materialize(instance, home, config, key="0000", selection=None, tags=None):
     """Materialize a round, or some of its assets, as the UI does: with the checks of each asset."""
     definitions = line_definitions(config)
@@ -67,12 +73,9 @@ def hear_of(instance, home, result, sensor=tells_of_failed_runs) -> list[str]:
 
 def tick(home, instance, name, config=None):
     """Evaluate the line's schedule or sensor."""
-    definitions = line_definitions(config or LineConfig())
     resources = {"home": HomeResource(root=str(home.root))}
     # The repository binds the job and the resources that a tick of the daemon would find.
-    repository = dg.Definitions.merge(
-        definitions, dg.Definitions(resources=resources)
-    ).get_repository_def()
+    repository = at_home(config or LineConfig(), home.root).get_repository_def()
     if repository.has_schedule_def(name):
         context = dg.build_schedule_context(
             instance, NIGHT, repository_def=repository, resources=resources

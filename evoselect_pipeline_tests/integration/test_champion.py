@@ -8,8 +8,6 @@ import dagster as dg
 import pytest
 
 from evoselect_pipeline.commands.context import read_line_config
-from evoselect_pipeline.components.evolution_line import line_definitions
-from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.errors import DataError, RoundOrderError
 from evoselect_pipeline.rounds.champion import appoint, champion
 from evoselect_pipeline.rounds.data import incoming_adapter
@@ -17,6 +15,7 @@ from evoselect_pipeline.rounds.line import Line, entered, entering
 from evoselect_pipeline.rounds.selection import projected_gradients
 from evoselect_pipeline.stores.artifacts import publish
 from evoselect_pipeline.stores.home import Home
+from evoselect_pipeline_tests.integration.in_dagster import at_home
 from evoselect_pipeline_tests.integration.process import TINY, overrides, run_rounds
 
 SETTINGS = [f"{key}={value}" for key, value in TINY.items()]
@@ -151,10 +150,7 @@ def test_a_whole_home_passes_the_strict_check_and_each_kind_of_damage_is_named(l
 
 def launch(line: Line, job: str, op: str, **config) -> dg.ExecuteInProcessResult:
     """Launch one of the line's jobs, as a person does at the Launchpad."""
-    resources = {"home": HomeResource(root=str(line.home.root))}
-    definitions = dg.Definitions.merge(
-        line_definitions(line.config), dg.Definitions(resources=resources)
-    )
+    definitions = at_home(line.config, line.home.root)
     with dg.DagsterInstance.from_config(str(line.home.dagster_dir)) as instance:
         return definitions.resolve_job_def(f"playground_{job}").execute_in_process(
             run_config={

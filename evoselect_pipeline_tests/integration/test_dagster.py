@@ -16,14 +16,18 @@ from dagster._core.test_utils import create_run_for_test
 from evoselect_pipeline.components import evolution_line
 from evoselect_pipeline.components.alerts import closes_canceled_rounds
 from evoselect_pipeline.components.automation import LINE_TAG
-from evoselect_pipeline.components.evolution_line import line_definitions
-from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.config_file import parse_config
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.stores.tracking import Tracking
-from evoselect_pipeline_tests.integration.in_dagster import hear_of, materialize, steps, tiny
+from evoselect_pipeline_tests.integration.in_dagster import (
+    at_home,
+    hear_of,
+    materialize,
+    steps,
+    tiny,
+)
 from evoselect_pipeline_tests.integration.process import REPOSITORY, finish
 
 STAGES = (
@@ -179,17 +183,12 @@ def test_the_same_result_keeps_every_data_version_and_another_result_changes_its
     assert now["incoming_adapter", "0001"] == now["lora_checkpoint", "0000"]
 
 
-def asset_graph(config):
-    """The graph of a line's assets."""
-    home = dg.Definitions(resources={"home": HomeResource()})
-    return dg.Definitions.merge(line_definitions(config), home).resolve_asset_graph()
-
-
 def staleness(instance, config, name, partition) -> str:
     """What Dagster's asset graph shows beside a partition of an asset."""
     with dg.DagsterInstance.from_ref(instance.get_ref()) as opened:
         context = LoadingContextForTest(opened)
-        resolver = CachingStaleStatusResolver(opened, asset_graph(config), context)
+        graph = at_home(config).resolve_asset_graph()
+        resolver = CachingStaleStatusResolver(opened, graph, context)
         return resolver.get_status(dg.AssetKey(["playground", name]), partition).name
 
 
@@ -351,7 +350,8 @@ def test_a_limit_that_a_person_gave_a_run_is_kept(instance, home):
 def test_the_champion_is_overdue_when_its_line_says_so():
     def policy(config: LineConfig):
         return (
-            asset_graph(config)
+            at_home(config)
+            .resolve_asset_graph()
             .get(dg.AssetKey(["playground", "promoted_adapter"]))
             .freshness_policy
         )
