@@ -17,7 +17,6 @@ from evoselect_pipeline.commands.context import home_at, open_home, read_line_co
 from evoselect_pipeline.commands.status import report
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.rounds.line import Line
-from evoselect_pipeline.rounds.record import record_failure
 from evoselect_pipeline.stores.home import Home, round_key
 
 if TYPE_CHECKING:
@@ -77,10 +76,7 @@ def _materialize(config: LineConfig, home: Home, round_number: int) -> str | Non
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
-    if result.success:
-        return None
-    record_failure(home, config.line, round_number)
-    return _failure(result)
+    return None if result.success else _failure(result)
 
 
 def _holder() -> str:

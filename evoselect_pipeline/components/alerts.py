@@ -1,4 +1,4 @@
-"""Word of a run that failed or was ended: in the log, in MLflow, and to a webhook if one is set."""
+"""Word of a failed run: in the log always, and to a webhook where one is named."""
 
 import json
 import os
@@ -6,11 +6,6 @@ import urllib.request
 from urllib.parse import urlsplit
 
 import dagster as dg
-
-from evoselect_pipeline.components.automation import IN_FLIGHT, LINE_TAG, PARTITION_TAG, last_run
-from evoselect_pipeline.components.resources import HomeResource
-from evoselect_pipeline.rounds.record import record_failure
-from evoselect_pipeline.stores.home import round_of
 
 WEBHOOK = "EVOSELECT_WEBHOOK"
 TIMEOUT_S = 10
@@ -21,11 +16,10 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 @dg.run_failure_sensor(
     name="tells_of_failed_runs",
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description=f"Logs every failed run, posts it as JSON to ${WEBHOOK} if that is set, and lets"
-    " the round's MLflow run end as failed.",
+    description=f"Logs every failed run, and posts it as JSON to ${WEBHOOK} if that is set.",
 )
-def tells_of_failed_runs(context: dg.RunFailureSensorContext, home: HomeResource) -> None:
-    """Log what failed, post it and tell MLflow; whoever does not answer fails nothing else."""
+def tells_of_failed_runs(context: dg.RunFailureSensorContext) -> None:
+    """Log what failed and post it; a webhook that does not answer fails nothing else."""
     if context.dagster_run.tags.get(WILL_RETRY) == "true":
         return  # a round that stepped aside, or a worker that died: only the last attempt is news
     reasons = [why_it_failed(event) for event in context.get_step_failure_events()]
@@ -38,32 +32,6 @@ def tells_of_failed_runs(context: dg.RunFailureSensorContext, home: HomeResource
         except (OSError, ValueError) as error:
             # The address may hold a secret: it is not repeated.
             context.log.error(f"the webhook in ${WEBHOOK} was not told: {type(error).__name__}")
-    _fail_in_mlflow(context, home)
-
-
-@dg.run_status_sensor(
-    run_status=dg.DagsterRunStatus.CANCELED,
-    name="closes_canceled_rounds",
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Lets the MLflow run of a round that a person has ended end as failed.",
-)
-def closes_canceled_rounds(context: dg.RunStatusSensorContext, home: HomeResource) -> None:
-    """Tell MLflow of a round that was ended."""
-    _fail_in_mlflow(context, home)
-
-
-def _fail_in_mlflow(context: dg.RunStatusSensorContext, home: HomeResource) -> None:
-    """Mark the round as failed, unless another attempt is at it already.
-
-    The run itself could not: it may have been killed, or MLflow be what it failed of.
-    """
-    tags = context.dagster_run.tags
-    line, key = tags.get(LINE_TAG), tags.get(PARTITION_TAG)
-    if line is None or key is None:
-        return
-    newest = last_run(context.instance, line, key)
-    if newest is None or newest.status not in IN_FLIGHT:
-        record_failure(home.home(), line, round_of(key))
 
 
 def why_it_failed(event: dg.DagsterEvent) -> str:

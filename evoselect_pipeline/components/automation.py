@@ -15,6 +15,7 @@ LINE_TAG = "evoselect/line"
 PARTITION_TAG = "dagster/partition"
 MAX_RUNTIME = "dagster/max_runtime"  # seconds; 0 is no limit
 MAX_RETRIES = "dagster/max_retries"
+ENDED_TAG = "evoselect/ended_run"  # the run that was ended; whoever goes on with it inherits it
 HOLDER_TAG = "evoselect/holder"  # what the lease of a run on the command line says
 GPU_POOL = "evoselect_gpu"
 STORE_POOL = "evoselect_store"
@@ -70,7 +71,7 @@ def nightly(config: LineConfig, job_name: str) -> dg.ScheduleDefinition:
         description=f"One new round of line {config.line} a night.",
     )
     def schedule(context: dg.ScheduleEvaluationContext, home: HomeResource):
-        if busy := _in_flight(context.instance, config.line):
+        if busy := in_flight(context.instance, config.line):
             return dg.SkipReason(f"run {busy.run_id} of this line has not ended")
         night = f"{context.scheduled_execution_time:%Y-%m-%d}"
         return _next_round(context.instance, Line(config, home.home()), suffix=f"-{night}")
@@ -93,7 +94,7 @@ def chain(config: LineConfig, job_name: str) -> dg.SensorDefinition:
     )
     def sensor(context: dg.SensorEvaluationContext, home: HomeResource):
         line = Line(config, home.home())
-        if busy := _in_flight(context.instance, config.line):
+        if busy := in_flight(context.instance, config.line):
             return dg.SkipReason(f"run {busy.run_id} of this line has not ended")
         try:
             reason = reason_to_stop(progress_of(line), config.chain)
@@ -102,7 +103,7 @@ def chain(config: LineConfig, job_name: str) -> dg.SensorDefinition:
         if reason:
             return dg.SkipReason(reason)
         key = round_key(line.next_round())
-        if last := last_run(context.instance, config.line, key):
+        if last := _last_run(context.instance, config.line, key):
             return dg.SkipReason(
                 f"round {key} was begun in run {last.run_id}, which ended as {last.status.value},"
                 " and is not finished: see why, mend it and materialize the round; the chain goes"
@@ -142,13 +143,13 @@ def _next_round(instance: dg.DagsterInstance, line: Line, suffix: str = "") -> d
     )
 
 
-def _in_flight(instance: dg.DagsterInstance, line: str) -> dg.DagsterRun | None:
+def in_flight(instance: dg.DagsterInstance, line: str) -> dg.DagsterRun | None:
     """A run of the line that has not ended, however it was started."""
     runs = instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT))
     return next((run for run in runs if is_of(run, line)), None)
 
 
-def last_run(instance: dg.DagsterInstance, line: str, key: str) -> dg.DagsterRun | None:
+def _last_run(instance: dg.DagsterInstance, line: str, key: str) -> dg.DagsterRun | None:
     """The newest run of a round."""
     runs = instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: key}), limit=100)
     return next((run for run in runs if is_of(run, line)), None)

@@ -9,7 +9,10 @@ from typing import Any
 import dagster as dg
 
 from evoselect_pipeline.components.automation import (
+    ENDED_TAG,
     GPU_POOL,
+    MAX_RETRIES,
+    MAX_RUNTIME,
     STORE_POOL,
     chain,
     nightly,
@@ -25,16 +28,16 @@ from evoselect_pipeline.components.metadata import metadata_of
 from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.components.scaffold import LineScaffolder
 from evoselect_pipeline.components.shown import shown
-from evoselect_pipeline.components.turns import take_turn
+from evoselect_pipeline.components.turns import leave_if_finished, take_turn
 from evoselect_pipeline.config import LineConfig
-from evoselect_pipeline.errors import EvoselectError, RoundHeldError, RoundOrderError
+from evoselect_pipeline.errors import EvoselectError, RoundHeldError
 from evoselect_pipeline.rounds.data import target_set
 from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts
 from evoselect_pipeline.rounds.record import record
 from evoselect_pipeline.rounds.report import REPORT
 from evoselect_pipeline.rounds.stages import STAGES, Stage
 from evoselect_pipeline.stores.artifacts import Artifact
-from evoselect_pipeline.stores.home import round_key, round_of
+from evoselect_pipeline.stores.home import round_of
 
 RETRIES = 3
 RETRY_AFTER_S = 30
@@ -104,7 +107,9 @@ def _stage_asset(
     def body(context: dg.AssetExecutionContext, home: HomeResource) -> dg.MaterializeResult:
         started = time.monotonic()
         round_number = round_of(context.partition_key)
-        with _working(config, home, context, round_number) as line:
+        with _working(config, home, context) as line:
+            if stage.name not in (PROMOTED, REPORT):
+                leave_if_finished(context, line, round_number)
             if stage.name == "incoming_adapter":
                 take_turn(context, line, round_number)
             artifact = stage.materialize(line, round_number)
@@ -157,13 +162,12 @@ def _working(
     config: LineConfig,
     home: HomeResource,
     context: dg.AssetExecutionContext,
-    round_number: int | None = None,
 ) -> Iterator[Line]:
     """Be the line's only worker; tell failures that may pass from those that would come again."""
     try:
         _tag(context, config)
         line = Line(config, home.home())
-        with _leased(line, context, round_number):
+        with _leased(line, context):
             yield line
     except EvoselectError as error:
         # The message says what is wrong, and the same input would fail again.
@@ -178,24 +182,22 @@ def _working(
 def _tag(context: dg.AssetExecutionContext, config: LineConfig) -> None:
     """Give a run that was launched from the asset graph what the line's jobs carry."""
     run = context.instance.get_run_by_id(context.run.run_id)
-    missing = {k: v for k, v in run_tags(config).items() if run and k not in run.tags}
+    if run is None:
+        return
+    wanted = run_tags(config)
+    if run.remote_job_origin is None:
+        wanted[MAX_RUNTIME] = "0"  # no daemon started it, and none could end it
+    missing = {name: value for name, value in wanted.items() if name not in run.tags}
+    if run.tags.get(ENDED_TAG, run.run_id) != run.run_id:  # it goes on where a person ended another
+        retries = str(context.instance.run_retries_max_retries)
+        missing |= {MAX_RETRIES: retries, ENDED_TAG: run.run_id}
     if missing:
-        context.instance.add_run_tags(context.run.run_id, missing)
+        context.instance.add_run_tags(run.run_id, missing)
 
 
 @contextmanager
-def _leased(
-    line: Line, context: dg.AssetExecutionContext, round_number: int | None
-) -> Iterator[None]:
-    """Wait until nobody works on the line; the pools hold back runs, but no command.
-
-    Raises
-    ------
-    RoundOrderError
-        If the round was finished meanwhile: perhaps with other settings, under which the command
-        went on.
-    """
-    next_round = line.next_round()
+def _leased(line: Line, context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Wait until nobody works on the line; the pools hold back runs, but no command."""
     waits = False
     with ExitStack() as held:
         while True:
@@ -207,12 +209,6 @@ def _leased(
                     context.log.info(f"this run waits: {error}")
                 waits = True
                 time.sleep(KNOCK_AGAIN_S)
-        if round_number is not None and next_round <= round_number < line.next_round():
-            raise RoundOrderError(
-                f"round {round_key(round_number)} of line {line.name!r} was finished by another"
-                " process while this run waited for it: nothing is left to do. To make the round"
-                " again all the same, materialize it anew."
-            )
         yield
 
 

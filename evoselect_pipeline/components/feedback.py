@@ -21,19 +21,21 @@ from evoselect_pipeline.stores.home import round_key
 def open_next_round(context: dg.AssetExecutionContext, line: Line, round_number: int) -> None:
     """Register the next round and report the adapter that enters it, linked to this round.
 
-    Where this round was made again, the rounds after it are told too: they are stale, or not any
-    more.
+    Where later rounds are finished already, this one was made again, and they are told too: they
+    are stale, or not any more.
     """
     register(context.instance, line.name, round_key(round_number + 1))
     run = dg.MetadataValue.dagster_run(context.run.run_id)
+    opened = f"Opened by round {round_key(round_number)}."
+    context.log_event(entering_event(line, round_number + 1, opened, source_run=run))
+    if round_number + 1 == line.next_round():
+        return
     stale = stale_rounds(line)
     settled = stale[0] if stale else line.next_round()
-    for number in range(round_number + 1, line.next_round() + 1):
+    for number in range(round_number + 2, line.next_round() + 1):
         told = entering_event if number <= settled else unsettled_event
-        what = f"Told by round {round_key(round_number)}, which was made again."
-        if number == round_number + 1:
-            what = f"Opened by round {round_key(round_number)}."
-        context.log_event(told(line, number, what, source_run=run))
+        again = f"Round {round_key(round_number)} was made again."
+        context.log_event(told(line, number, again, source_run=run))
     if stale:
         named = ", ".join(round_key(number) for number in stale)
         context.log.warning(

@@ -18,7 +18,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import deserialize_value
 
-from evoselect_pipeline.components.automation import HOLDER_TAG, MAX_RETRIES
+from evoselect_pipeline.components.automation import ENDED_TAG, HOLDER_TAG, MAX_RETRIES
 from evoselect_pipeline.stores.home import Home
 
 # Longer than a worker needs between two stages, and than the daemon to find a restarted code
@@ -51,8 +51,11 @@ class WatchfulRunLauncher(DefaultRunLauncher):
 
     def terminate(self, run_id: str) -> bool:
         """End a run for good: one that took too long fails, and failed runs may be tried again."""
-        self._instance.add_run_tags(run_id, {MAX_RETRIES: "0"})
-        return super().terminate(run_id)
+        try:
+            self._instance.add_run_tags(run_id, {MAX_RETRIES: "0", ENDED_TAG: run_id})
+        finally:  # a mark that cannot be set must not keep the run alive
+            ended = super().terminate(run_id)
+        return ended
 
     @cached_property
     def _seen(self) -> dict[str, float]:

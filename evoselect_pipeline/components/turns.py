@@ -7,7 +7,8 @@ is submitted last, behind the rounds that need it.
 import dagster as dg
 
 from evoselect_pipeline.components.automation import IN_FLIGHT, MAX_RETRIES, PARTITION_TAG, is_of
-from evoselect_pipeline.rounds.line import Line
+from evoselect_pipeline.errors import RoundOrderError
+from evoselect_pipeline.rounds.line import PROMOTED, Line
 from evoselect_pipeline.stores.home import round_key
 
 PRIORITY = "dagster/priority"  # the queue takes the highest first; a retry inherits its run's tags
@@ -41,6 +42,29 @@ def take_turn(context: dg.AssetExecutionContext, line: Line, round_number: int) 
         allowed = retries + context.instance.run_retries_max_retries
         begun |= {MAX_RETRIES: str(allowed), RETRY_FAILED_STEP: "false"}
     context.instance.add_run_tags(context.run.run_id, begun)
+
+
+def leave_if_finished(context: dg.AssetExecutionContext, line: Line, round_number: int) -> None:
+    """Refuse a stage of a round that was finished since this run was launched.
+
+    A command passes the queue by, and may have had other settings: what this run would make anew
+    under its own, the rounds after it do not build on.
+
+    Raises
+    ------
+    RoundOrderError
+        If the round was finished meanwhile.
+    """
+    promotion = line.stage_dir(round_number, PROMOTED) / "manifest.json"
+    launched = context.instance.get_run_record_by_id(context.run.run_id)
+    if launched is None or not promotion.is_file():
+        return
+    if promotion.stat().st_mtime > launched.create_timestamp.timestamp():
+        raise RoundOrderError(
+            f"round {round_key(round_number)} of line {line.name!r} was finished after this run was"
+            " launched, by `evoselect run` or another run: nothing is left to do. To make the round"
+            " again all the same, materialize it anew."
+        )
 
 
 def _pending(instance: dg.DagsterInstance, line: str, round_number: int) -> dg.DagsterRun | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.core.records import digest
-from evoselect_pipeline.errors import RoundOrderError
+from evoselect_pipeline.errors import ArtifactError, RoundOrderError
 from evoselect_pipeline.stores.artifacts import Artifact, open_artifact
 from evoselect_pipeline.stores.home import Home, round_key
 from evoselect_pipeline.stores.lance import LanceStore
@@ -154,7 +154,8 @@ def decision_after(line: Line, round_number: int) -> dict[str, Any]:
 def stale_rounds(line: Line) -> list[int]:
     """Finished rounds that were made from another adapter than would enter them now.
 
-    They are the first such round and all after it, which build on it.
+    They are the first such round and all after it, which build on it. What cannot be read any more
+    makes nothing stale.
     """
     finished = range(line.next_round())
     first = next((number for number in finished if not _follows(line, number)), len(finished))
@@ -166,6 +167,8 @@ def _follows(line: Line, round_number: int) -> bool:
         entered(line, round_number)
     except RoundOrderError:
         return False
+    except ArtifactError:  # an old round that was cleaned away, or damaged
+        return True
     return True
 
 

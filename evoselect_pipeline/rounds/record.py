@@ -12,8 +12,8 @@ from evoselect_pipeline.rounds.data import SPLITS, split_rows
 from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts, read_json
 from evoselect_pipeline.rounds.report import FIGURES, REPORT, html_file, round_report
 from evoselect_pipeline.stores.artifacts import Artifact
-from evoselect_pipeline.stores.home import Home, round_key
-from evoselect_pipeline.stores.tracking import NOTE_TAG, Tracking
+from evoselect_pipeline.stores.home import round_key
+from evoselect_pipeline.stores.tracking import NOTE_TAG
 
 # For a learning curve that reads without the pipeline's words.
 METRIC_NAMES = {
@@ -41,15 +41,6 @@ def record(line: Line, round_number: int, stage: str) -> None:
     # Its report closes a round; a stage that is materialized again later must not leave it open.
     if line.has(round_number, REPORT):
         line.tracking.finish_round(line.name, round_number)
-
-
-def record_failure(home: Home, line: str, round_number: int) -> None:
-    """Let a round's MLflow run end as failed, if it is open; where MLflow is down, only say so."""
-    try:
-        Tracking(home).fail_round(line, round_number)
-    except Exception as error:  # whatever MLflow's client raises, the failure itself is the news
-        where = f"round {round_key(round_number)} of line {line}"
-        _log.warning("MLflow was not told that %s failed: %s", where, error)
 
 
 def _mend(line: Line, round_number: int) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import ConfigError, NumericsError
 from evoselect_pipeline.stores.faults import fault
-from evoselect_pipeline.stores.home import Home, line_name, round_key
+from evoselect_pipeline.stores.home import Home, line_name, round_key, round_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -44,6 +44,8 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    # Half a minute, not four: whoever waits is a stage, which is tried again, or a sensor's tick.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
 }
 
 
@@ -197,10 +199,16 @@ class Tracking:
         self._client.set_terminated(self.round_run(line, round), status)
         self._client.set_terminated(self.line_run(line), status)
 
-    def fail_round(self, line: str, round: int) -> None:
-        """Mark the open run of a round as failed, if it has one; another attempt opens it again."""
-        if self.status(line, round) == "RUNNING":
-            self.finish_round(line, round, "FAILED")
+    def open_rounds(self) -> list[tuple[str, int]]:
+        """Line and number of every round whose run has not ended, oldest first."""
+        runs = self._client.search_runs(
+            [self._experiment_id],
+            f"attributes.status = 'RUNNING' AND tags.`{ROUND_TAG}` != ''",
+            order_by=["attributes.start_time ASC"],
+            max_results=1_000,
+        )
+        keys = [run.data.tags[ROUND_TAG].rpartition("/") for run in runs]
+        return [(line, round_of(key)) for line, _, key in keys]
 
     def register_adapter(
         self,

@@ -187,6 +187,9 @@ def test_rounds_survive_the_death_of_every_process_and_equal_those_on_sqlite(sit
         assert set(site.webserver.materializations(LINE, stage.name)) == set(keys()), stage.name
     check_strictly(site)
     assert_in_mlflow(site.postgres)
+    # The asset graph launched them without a limit; they took the line's.
+    rounds = [run["tags"] for run in site.webserver.runs() if "dagster/partition" in run["tags"]]
+    assert {tags["dagster/max_runtime"] for tags in rounds} == {"86400"}
 
     said = reference.communicate(timeout=ROUND_S)
     assert reference.returncode == 0, said

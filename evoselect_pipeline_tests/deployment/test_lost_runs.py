@@ -9,7 +9,7 @@ from dagster._core.launcher import WorkerStatus
 from dagster._core.test_utils import create_run_for_test
 
 from evoselect_pipeline.components import run_launcher
-from evoselect_pipeline.components.automation import HOLDER_TAG, PARTITION_TAG
+from evoselect_pipeline.components.automation import ENDED_TAG, HOLDER_TAG, PARTITION_TAG
 from evoselect_pipeline.components.run_launcher import WatchfulRunLauncher
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.integration.in_dagster import materialize, tiny
@@ -135,3 +135,12 @@ def test_a_round_that_has_begun_goes_before_others_when_it_is_tried_again(instan
     assert not said
     assert tags["dagster/priority"] == "2"
     assert "dagster/max_retries" not in tags
+
+
+def test_a_run_that_is_ended_is_not_started_again_by_itself(instance):
+    run = create_run_for_test(instance, status=STARTED)
+    launcher = WatchfulRunLauncher()
+    launcher.register_instance(instance)
+    launcher.terminate(run.run_id)
+    tags = instance.get_run_by_id(run.run_id).tags
+    assert (tags["dagster/max_retries"], tags[ENDED_TAG]) == ("0", run.run_id)

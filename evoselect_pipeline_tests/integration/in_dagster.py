@@ -6,7 +6,6 @@ import dagster as dg
 from dagster._core.definitions.partitions.context import partition_loading_context
 
 from evoselect_pipeline.commands.context import read_line_config
-from evoselect_pipeline.components.alerts import tells_of_failed_runs
 from evoselect_pipeline.components.evolution_line import line_definitions
 from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.config import LineConfig
@@ -51,39 +50,21 @@ def steps(result) -> list[str]:
     return [event.asset_key.path[-1] for event in events]
 
 
-def hear_of(instance, home, result, sensor=tells_of_failed_runs) -> list[str]:
-    """Evaluate a sensor on a run that ended, as the daemon does; what it logged as errors."""
-    event = result.get_run_failure_event()
-    # The run as it is now: it was given tags while it ran.
-    run = instance.get_run_by_id(result.run_id)
-    context = dg.build_run_status_sensor_context(
-        sensor_name=sensor.name,
-        dagster_event=event,
-        dagster_instance=instance,
-        dagster_run=run,
-        resources={"home": HomeResource(root=str(home.root))},
-    )
-    if sensor is tells_of_failed_runs:
-        context = context.for_run_failure()
-    logged: list[str] = []
-    context.log.error = logged.append  # type: ignore[method-assign]
-    sensor(context)
-    return logged
-
-
-def tick(home, instance, name, config=None):
-    """Evaluate the line's schedule or sensor."""
+def tick(home, instance, what, config=None):
+    """Evaluate a sensor, or the line's schedule or sensor of this name."""
     resources = {"home": HomeResource(root=str(home.root))}
+    if isinstance(what, dg.SensorDefinition):
+        return what.evaluate_tick(dg.build_sensor_context(instance, resources=resources))
     # The repository binds the job and the resources that a tick of the daemon would find.
     repository = at_home(config or LineConfig(), home.root).get_repository_def()
-    if repository.has_schedule_def(name):
+    if repository.has_schedule_def(what):
         context = dg.build_schedule_context(
             instance, NIGHT, repository_def=repository, resources=resources
         )
-        return repository.get_schedule_def(name).evaluate_tick(context)
+        return repository.get_schedule_def(what).evaluate_tick(context)
     context = dg.build_sensor_context(
-        instance, repository_def=repository, resources=resources, sensor_name=name
+        instance, repository_def=repository, resources=resources, sensor_name=what
     )
     # As the daemon's ticks have it: the keys of dynamic partitions are looked up in the instance.
     with partition_loading_context(dynamic_partitions_store=instance):
-        return repository.get_sensor_def(name).evaluate_tick(context)
+        return repository.get_sensor_def(what).evaluate_tick(context)

@@ -11,7 +11,7 @@ from evoselect_pipeline.commands.context import read_line_config
 from evoselect_pipeline.errors import DataError, RoundOrderError
 from evoselect_pipeline.rounds.champion import appoint, champion
 from evoselect_pipeline.rounds.data import incoming_adapter
-from evoselect_pipeline.rounds.line import Line, entered, entering
+from evoselect_pipeline.rounds.line import Line, entered, entering, stale_rounds
 from evoselect_pipeline.rounds.selection import projected_gradients
 from evoselect_pipeline.stores.artifacts import publish
 from evoselect_pipeline.stores.home import Home
@@ -192,6 +192,13 @@ def test_the_launchpad_appoints_a_champion_as_the_command_does(line):
     line.tracking.retire_champion("playground")
     assert launch(line, "promote", "appointment", round="0").success
     assert served(line) == (0, line.artifact(0, "lora_checkpoint").digest)
+
+
+@pytest.mark.slow
+def test_an_old_round_that_cannot_be_read_makes_no_other_one_stale(line):
+    assert stale_rounds(line) == []
+    shutil.rmtree(line.stage_dir(0, "lora_checkpoint"))
+    assert stale_rounds(line) == []
 
 
 @pytest.mark.slow

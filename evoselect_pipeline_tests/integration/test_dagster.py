@@ -1,6 +1,7 @@
 """Rounds in Dagster: light definitions, bad artifacts stop, equal results do not go stale."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,18 +15,18 @@ from dagster._core.loader import LoadingContextForTest
 from dagster._core.test_utils import create_run_for_test
 
 from evoselect_pipeline.components import evolution_line
-from evoselect_pipeline.components.alerts import closes_canceled_rounds
-from evoselect_pipeline.components.automation import LINE_TAG
+from evoselect_pipeline.components.automation import ENDED_TAG, LINE_TAG, MAX_RETRIES
+from evoselect_pipeline.components.ended_rounds import closes_ended_rounds
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.config_file import parse_config
 from evoselect_pipeline.errors import DataError
-from evoselect_pipeline.rounds.line import Line
+from evoselect_pipeline.rounds.report import REPORT
 from evoselect_pipeline.stores.tracking import Tracking
 from evoselect_pipeline_tests.integration.in_dagster import (
     at_home,
-    hear_of,
     materialize,
     steps,
+    tick,
     tiny,
 )
 from evoselect_pipeline_tests.integration.process import REPOSITORY, finish
@@ -196,85 +197,106 @@ def staleness(instance, config, name, partition) -> str:
 def test_an_old_round_made_again_makes_all_later_ones_stale_until_they_are_made_again_too(
     instance, home
 ):
-    rounds = ("0000", "0001", "0002", "0003")
-
-    def stale(config) -> list[str]:
-        marks = {key: staleness(instance, config, "candidates", key) for key in rounds}
+    def stale() -> list[str]:
+        keys = sorted(instance.get_materialized_partitions(dg.AssetKey(["playground", REPORT])))
+        marks = {key: staleness(instance, tiny(), "candidates", key) for key in keys}
         assert set(marks.values()) <= {"FRESH", "STALE"}
         return [key for key, mark in marks.items() if mark == "STALE"]
 
-    for key in rounds:
-        assert materialize(instance, home, tiny(), key).success
-    assert stale(tiny()) == []
+    def make(key, **changes) -> str:
+        result = materialize(instance, home, tiny(**changes), key)
+        assert result.success
+        return " ".join(e.user_message for e in instance.all_logs(result.run_id))
+
+    for key in ("0000", "0001", "0002"):
+        assert "stale:" not in make(key)
+    assert stale() == []
     before = versions(instance)
 
-    other = tiny(train__steps=6)
-    result = materialize(instance, home, other, "0000")
-    logged = " ".join(e.user_message for e in instance.all_logs(result.run_id))
-    assert "stale: 0001, 0002, 0003. Round 0001 was made from another adapter" in logged
-    assert stale(other) == ["0001", "0002", "0003"]
+    other = {"train__steps": 6}
+    assert "stale: 0001, 0002. Round 0001 was made from another adapter" in make("0000", **other)
+    assert stale() == ["0001", "0002"]
     now = versions(instance)
     assert now["candidates", "0001"] == before["candidates", "0001"]  # it stays as it is
-    # What enters the open round depends on round 0003, which is to be made again.
-    assert now["incoming_adapter", "0004"] == "unsettled"
+    # What enters the open round depends on round 0002, which may be made again.
+    assert now["incoming_adapter", "0003"] == "unsettled"
+    # It may as well be left as it is, and the line go on from it.
+    assert "stale:" not in make("0003", **other)
+    assert stale() == ["0001", "0002"]
+    now = versions(instance)
+    assert now["incoming_adapter", "0004"] == now["lora_checkpoint", "0003"]
 
-    assert materialize(instance, home, other, "0001").success
-    assert stale(other) == ["0002", "0003"]
+    assert "stale: 0002, 0003. Round 0002 was made from another adapter" in make("0001", **other)
+    assert stale() == ["0002", "0003"]
     # The oldest round once more, alike: what does not follow from round 0001 still does not.
-    result = materialize(instance, home, other, "0000")
-    logged = " ".join(e.user_message for e in instance.all_logs(result.run_id))
-    assert "stale: 0002, 0003. Round 0002 was made from another adapter" in logged
-    assert stale(other) == ["0002", "0003"]
+    assert "stale: 0002, 0003. Round 0002 was made from another adapter" in make("0000", **other)
+    assert stale() == ["0002", "0003"]
 
     for key in ("0002", "0003"):
-        assert materialize(instance, home, other, key).success
-    assert stale(other) == []
+        make(key, **other)
+    assert stale() == []
     settled = versions(instance)
     assert settled["incoming_adapter", "0004"] == settled["lora_checkpoint", "0003"]
 
 
 @pytest.mark.slow
-def test_mlflow_shows_a_round_as_failed_where_a_stage_or_a_check_has_failed(
-    instance, home, monkeypatch
-):
+def test_mlflow_shows_a_round_as_failed_once_its_last_attempt_is_over(instance, home, monkeypatch):
     tracking = Tracking(home)
 
-    def fail(config, selection):
-        result = materialize(instance, home, config, selection=selection)
-        assert not result.success
-        hear_of(instance, home, result)
+    def look() -> str:
+        return tick(home, instance, closes_ended_rounds).skip_message
 
+    assert look() == "closed in MLflow: none, no round was left open"
     assert materialize(instance, home, tiny(), selection=["incoming_adapter"]).success
     assert tracking.status("playground", 0) == "RUNNING"
+    # An older attempt may go on where a newer one was ended.
+    of_round = {LINE_TAG: "playground", "dagster/partition": "0000"}
+    at_work = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags=of_round)
+    create_run_for_test(instance, status=dg.DagsterRunStatus.CANCELED, tags=of_round)
+    look()
+    assert tracking.status("playground", 0) == "RUNNING"
+    instance.delete_run(at_work.run_id)
+    assert look() == "closed in MLflow: playground 0000"
+    assert tracking.status("playground", 0) == "FAILED"
 
     def refuses(line, number, stage):
         raise DataError("a row is broken")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(evolution_line, "record", refuses)
-        fail(tiny(), ["incoming_adapter"])
-    assert tracking.status("playground", 0) == "FAILED"
     assert materialize(instance, home, tiny(), selection=["incoming_adapter"]).success
     assert tracking.status("playground", 0) == "RUNNING"
+    with monkeypatch.context() as patched:
+        patched.setattr(evolution_line, "record", refuses)
+        assert not materialize(instance, home, tiny(), selection=["incoming_adapter"]).success
+    look()
+    assert tracking.status("playground", 0) == "FAILED"
 
     few = tiny(min_candidates=500)
-    fail(few, ["target_set", "incoming_adapter", "candidates"])
+    names = ["target_set", "incoming_adapter", "candidates"]
+    assert not materialize(instance, home, few, selection=names).success
+    look()
     assert tracking.status("playground", 0) == "FAILED"
 
 
 @pytest.mark.slow
-def test_a_failure_that_another_attempt_is_already_at_is_not_told_to_mlflow(instance, home):
-    """The daemon hears of failures half a minute later."""
-    result = materialize(instance, home, tiny(min_candidates=500))
-    assert not result.success
-    of_round = {LINE_TAG: "playground", "dagster/partition": "0000"}
-    again = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags=of_round)
-    hear_of(instance, home, result)
-    assert Tracking(home).status("playground", 0) == "RUNNING"
-    # That one is ended by a person.
-    instance.report_run_canceled(again)
-    hear_of(instance, home, result, closes_canceled_rounds)
-    assert Tracking(home).status("playground", 0) == "FAILED"
+def test_where_mlflow_is_down_a_refusal_stays_a_refusal(instance, home, monkeypatch):
+    """What tells MLflow of failures is no part of what fails."""
+    monkeypatch.setenv("EVOSELECT_MLFLOW_URI", "http://127.0.0.1:9")
+    result = materialize(instance, home, tiny(), "0004", selection=["incoming_adapter"])
+    [failure] = result.get_step_failure_events()
+    assert "Materialize round 0003 first" in (
+        failure.step_failure_data.user_failure_data.description
+    )
+
+
+@pytest.mark.slow
+def test_a_finished_round_stays_finished_whatever_becomes_of_a_later_attempt(instance, home):
+    tracking = Tracking(home)
+    assert materialize(instance, home, tiny()).success
+    assert tracking.status("playground", 0) == "FINISHED"
+    tracking.round_run("playground", 0)  # as a stage does that is killed before it has said all
+    assert tracking.status("playground", 0) == "RUNNING"
+    tick(home, instance, closes_ended_rounds)
+    assert tracking.status("playground", 0) == "FINISHED"
 
 
 HOLD = """
@@ -308,42 +330,49 @@ def command(home, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_waits_while_a_command_works_on_its_line_and_knows_its_limits(
-    instance, home, command
-):
-    config = tiny(schedule__max_hours=2)
-    result = materialize(instance, home, config, selection=["incoming_adapter"])
+def test_a_run_waits_while_a_command_works_on_its_line(instance, home, command):
+    result = materialize(instance, home, tiny(), selection=["incoming_adapter"])
     assert command.returncode == 0
     assert result.success
     logged = " ".join(e.user_message for e in instance.all_logs(result.run_id))
     assert f"this run waits: line playground is held by evoselect run (process {command.pid}" in (
         logged
     )
-    # Launched without tags, as from the asset graph, it is ended after the line's hours too.
-    assert instance.get_run_by_id(result.run_id).tags["dagster/max_runtime"] == "7200"
 
 
 @pytest.mark.slow
-def test_a_run_that_waited_leaves_alone_the_round_that_the_command_has_finished(
-    instance, home, command, monkeypatch
-):
-    """The command may have had other settings, and gone on to further rounds."""
-    monkeypatch.setattr(Line, "next_round", lambda line: 0 if command.returncode is None else 1)
-    result = materialize(instance, home, tiny(), selection=["incoming_adapter"])
+def test_a_round_that_was_finished_since_a_run_was_launched_is_left_alone(instance, home):
+    """By `evoselect run`, say, with other settings, which then went on to further rounds."""
+    assert materialize(instance, home, tiny()).success
+    promotion = home.round_dir("playground", 0) / "promoted_adapter" / "manifest.json"
+    before = versions(instance)
+    later = time.time() + 3600
+    os.utime(promotion, (later, later))
+    other = tiny(train__steps=6)
+    result = materialize(instance, home, other)
     assert not result.success
     [failure] = result.get_step_failure_events()
-    assert "round 0000 of line 'playground' was finished by another process" in (
+    assert "round 0000 of line 'playground' was finished after this run was launched" in (
         failure.step_failure_data.user_failure_data.description
     )
-    assert not home.round_dir("playground", 0).exists()
+    assert versions(instance) == before
+    os.utime(promotion)
+    assert materialize(instance, home, other).success
 
 
 @pytest.mark.slow
-def test_a_limit_that_a_person_gave_a_run_is_kept(instance, home):
-    limit = {"dagster/max_runtime": "60"}
-    result = materialize(instance, home, tiny(), selection=["incoming_adapter"], tags=limit)
-    tags = instance.get_run_by_id(result.run_id).tags
-    assert (tags["dagster/max_runtime"], tags[LINE_TAG]) == ("60", "playground")
+def test_a_run_gets_the_lines_tags_and_keeps_what_a_person_gave_it(instance, home):
+    given = {"dagster/max_runtime": "60", MAX_RETRIES: "0", ENDED_TAG: "the run it goes on with"}
+    found, run_id = {}, ""
+    for tags in ({}, given):
+        result = materialize(instance, home, tiny(), selection=["incoming_adapter"], tags=tags)
+        found, run_id = instance.get_run_by_id(result.run_id).tags, result.run_id
+        assert found[LINE_TAG] == "playground"
+        # In this process no daemon could end it.
+        assert found["dagster/max_runtime"] == tags.get("dagster/max_runtime", "0")
+    # It is not the run that was ended: if its worker is killed, it is started again.
+    allowed = str(instance.run_retries_max_retries)
+    assert (found[MAX_RETRIES], found[ENDED_TAG]) == (allowed, run_id)
 
 
 @pytest.mark.usefixtures("instance")  # resolving a graph reads from the newest of the process

@@ -7,11 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import dagster as dg
 import pytest
 
-from evoselect_pipeline.components.alerts import WEBHOOK
-from evoselect_pipeline.components.automation import LINE_TAG
-from evoselect_pipeline.stores.home import Home
-from evoselect_pipeline.stores.tracking import Tracking
-from evoselect_pipeline_tests.integration.in_dagster import hear_of
+from evoselect_pipeline.components.alerts import WEBHOOK, tells_of_failed_runs
 
 
 @dg.op
@@ -44,23 +40,25 @@ def webhook():
     server.shutdown()
 
 
-@pytest.fixture
-def tell_of_a_failure(tmp_path):
+def tell_of_a_failure(**tags: str) -> list[str]:
     """Run a failing job, evaluate the sensor on it; what the sensor logged."""
+    with dg.instance_for_test() as instance:
+        result = playground_round.execute_in_process(
+            instance=instance, raise_on_error=False, tags=tags
+        )
+        context = dg.build_run_status_sensor_context(
+            sensor_name="tells_of_failed_runs",
+            dagster_event=result.get_run_failure_event(),
+            dagster_instance=instance,
+            dagster_run=result.dagster_run,
+        ).for_run_failure()
+        logged: list[str] = []
+        context.log.error = logged.append  # type: ignore[method-assign]
+        tells_of_failed_runs(context)
+        return logged
 
-    def tell(**tags: str) -> list[str]:
-        with dg.instance_for_test() as instance:
-            result = playground_round.execute_in_process(
-                instance=instance, raise_on_error=False, tags=tags
-            )
-            return hear_of(instance, Home(tmp_path / "home"), result)
 
-    return tell
-
-
-def test_a_failed_run_is_posted_with_its_round_and_its_reason(
-    webhook, monkeypatch, tell_of_a_failure
-):
+def test_a_failed_run_is_posted_with_its_round_and_its_reason(webhook, monkeypatch):
     address, posted = webhook
     monkeypatch.setenv(WEBHOOK, address)
     logged = tell_of_a_failure()
@@ -72,43 +70,21 @@ def test_a_failed_run_is_posted_with_its_round_and_its_reason(
 
 
 @pytest.mark.parametrize("address", ["http://example.org/T0KEN", "ftp://x/T0KEN", "T0KEN"])
-def test_a_webhook_in_the_clear_is_refused_and_its_address_not_repeated(
-    address, monkeypatch, tell_of_a_failure
-):
+def test_a_webhook_in_the_clear_is_refused_and_its_address_not_repeated(address, monkeypatch):
     monkeypatch.setenv(WEBHOOK, address)
     [_, refused] = tell_of_a_failure()
     assert f"the webhook in ${WEBHOOK} was not told" in refused
     assert "T0KEN" not in refused
 
 
-def test_without_a_webhook_the_failure_is_logged_alone(monkeypatch, tell_of_a_failure):
+def test_without_a_webhook_the_failure_is_logged_alone(monkeypatch):
     monkeypatch.delenv(WEBHOOK, raising=False)
     [logged] = tell_of_a_failure()
     assert "round 0003 failed" in logged
 
 
-def test_a_failure_that_is_tried_again_by_itself_is_no_news(
-    webhook, monkeypatch, tell_of_a_failure
-):
+def test_a_failure_that_is_tried_again_by_itself_is_no_news(webhook, monkeypatch):
     address, posted = webhook
     monkeypatch.setenv(WEBHOOK, address)
     assert tell_of_a_failure(**{"dagster/will_retry": "true"}) == []
     assert posted == []
-
-
-def test_where_mlflow_is_down_the_failure_is_told_all_the_same(
-    webhook, monkeypatch, tell_of_a_failure, caplog
-):
-    address, posted = webhook
-    monkeypatch.setenv(WEBHOOK, address)
-
-    def is_down(self, line, round):
-        raise ConnectionError("nobody listens")
-
-    monkeypatch.setattr(Tracking, "fail_round", is_down)
-    [logged] = tell_of_a_failure(**{LINE_TAG: "playground"})
-    assert "the disk is full" in logged
-    assert [told["text"] for told in posted] == [logged]
-    assert "MLflow was not told that round 0003 of line playground failed: nobody listens" in (
-        caplog.text
-    )
