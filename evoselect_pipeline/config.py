@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
     model_validator,
 )
 
+from evoselect_pipeline.config_rows import (
+    FileSource,
+    FileTask,
+    PlaygroundSource,
+    PlaygroundTask,
+    ServerSource,
+    Settings,
+)
 from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 from evoselect_pipeline.stores.home import line_name
 
@@ -23,50 +28,6 @@ Method = Literal[
     "tarot", "ot_vote", "k_center", "facility_location", "dpp",
 ]  # fmt: skip
 EngineKind = Literal["local", "ray"]
-
-
-class Settings(BaseModel):
-    """Base of the tree: frozen, and a key nobody reads is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PlaygroundTask(Settings):
-    """A task of the built-in world."""
-
-    kind: Literal["playground"] = "playground"
-    name: str = Field(default="stories", description="One of the built-in tasks.")
-    num_targets: int = Field(
-        default=64, ge=1, description="Target rows, which selection aligns with."
-    )
-    num_validation: int = Field(default=200, ge=1, description="Rows that decide about promotion.")
-    num_test: int = Field(default=600, ge=1, description="Rows that are only reported.")
-
-
-class FileTask(Settings):
-    """A task in the user's own JSONL files, one row a line."""
-
-    kind: Literal["files"]
-    targets: Path = Field(description="Target rows, which selection aligns with.")
-    validation: Path = Field(description="Rows that decide about promotion.")
-    test: Path = Field(description="Rows that are only reported.")
-
-
-class PlaygroundSource(Settings):
-    """The built-in generator, which errs on purpose."""
-
-    kind: Literal["playground"] = "playground"
-    world: Literal["weak", "strong"] = "weak"
-    num_candidates: int = Field(default=6000, ge=1)
-
-
-class FileSource(Settings):
-    """Candidates that somebody else wrote: a JSONL file for each round."""
-
-    kind: Literal["files"]
-    pattern: str = Field(
-        description="Path of a round's file, with {round} for the round's four digits."
-    )
 
 
 class ModelSettings(Settings):
@@ -294,7 +255,9 @@ class LineConfig(Settings):
         Discriminator(_kind),
     ] = PlaygroundTask()
     generator: Annotated[
-        Annotated[PlaygroundSource, Tag("playground")] | Annotated[FileSource, Tag("files")],
+        Annotated[PlaygroundSource, Tag("playground")]
+        | Annotated[FileSource, Tag("files")]
+        | Annotated[ServerSource, Tag("server")],
         Discriminator(_kind),
     ] = PlaygroundSource()
     min_candidates: int = Field(
@@ -333,5 +296,5 @@ class LineConfig(Settings):
     def _check(self) -> LineConfig:
         line_name(self.line)
         if (self.task.kind == "playground") != (self.generator.kind == "playground"):
-            raise ValueError("task.kind and generator.kind must both be playground, or both files")
+            raise ValueError("task.kind and generator.kind must both be playground, or neither")
         return self

@@ -26,7 +26,8 @@ from evoselect_pipeline.config import LineConfig, PlaygroundTask
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import EvoselectError
 from evoselect_pipeline.progress import progress
-from evoselect_pipeline.rounds.data import load_generator, load_task
+from evoselect_pipeline.rounds.candidates import load_generator
+from evoselect_pipeline.rounds.data import load_task
 from evoselect_pipeline.stores.artifacts import write_text_atomic
 
 FILES_WORLD = "files"  # the world of rows that somebody else wrote

@@ -35,9 +35,11 @@ from evoselect_pipeline.core.rounding import reach_cap
 from evoselect_pipeline.core.selection import Selection, SelectionProblem, Targets
 from evoselect_pipeline.core.selectors import select
 from evoselect_pipeline.errors import ConfigError, DataError
+from evoselect_pipeline.generation.base import Assignment
 from evoselect_pipeline.progress import progress
 from evoselect_pipeline.rounds.adaptation import EVALUATED
-from evoselect_pipeline.rounds.data import load_generator, load_task
+from evoselect_pipeline.rounds.candidates import load_generator
+from evoselect_pipeline.rounds.data import load_task
 from evoselect_pipeline.rounds.line import round_seed
 from evoselect_pipeline.rounds.problem import judges_answers
 from evoselect_pipeline.rounds.quality import answer_quality
@@ -70,7 +72,7 @@ class Block:
         """What the generator writes for a round, less what the gates keep out."""
         if round_number not in self._pools:
             seed = round_seed(self.config.seed, round_number, "generate")
-            written = self.generator.generate(self.task.targets, round_number, seed)
+            written = self.generator.generate(Assignment(self.task.targets, round_number, seed))
             trusted = [*self.task.targets, *self.task.validation, *self.task.test]
             passed, _ = gate(written.samples, evaluation_keys(trusted))
             truth = None

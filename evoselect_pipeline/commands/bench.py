@@ -181,7 +181,8 @@ def _worlds_and_tasks(request: Request, config: LineConfig) -> tuple[Sequence[st
 
 def _read_input(configs: Sequence[LineConfig], num_rounds: int) -> dict[str, int]:
     """Read every task's rows, the rounds' files and the tokenizer; the number of rows."""
-    from evoselect_pipeline.rounds.data import SPLITS, load_generator, load_task
+    from evoselect_pipeline.rounds.candidates import load_generator
+    from evoselect_pipeline.rounds.data import SPLITS, load_task
     from evoselect_pipeline.training.models import load_encoder
 
     sources = {repr((config.task, config.generator)): config for config in configs}

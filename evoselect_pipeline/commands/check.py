@@ -9,7 +9,8 @@ from pathlib import Path
 from evoselect_pipeline.commands.console import print_json, print_table, stdout
 from evoselect_pipeline.errors import EvoselectError
 from evoselect_pipeline.rounds.audit import Problem, audit
-from evoselect_pipeline.rounds.data import load_generator, load_task
+from evoselect_pipeline.rounds.candidates import load_generator
+from evoselect_pipeline.rounds.data import load_task
 from evoselect_pipeline.rounds.line import Line
 
 LEAST_FREE_GIB = 2

@@ -84,21 +84,25 @@ def _holder() -> str:
 
 
 def _failure(result: dg.ExecuteInProcessResult) -> str:
-    from evoselect_pipeline.components.alerts import why_it_failed
+    from evoselect_pipeline.components.alerts import failed_checks, why_it_failed
 
-    for event in result.get_step_failure_events():
+    failures = result.get_step_failure_events()
+    if any(
+        event.step_failure_data.error
+        and "DagsterExecutionInterruptedError" in event.step_failure_data.error.to_string()
+        for event in failures
+    ):
+        raise KeyboardInterrupt  # Dagster turned Ctrl-C into a failed step
+    if stopped := failed_checks(result.get_asset_check_evaluations()):
+        return "; ".join(stopped)
+    for event in failures:
         data = event.step_failure_data
-        if data.error and "DagsterExecutionInterruptedError" in data.error.to_string():
-            raise KeyboardInterrupt  # Dagster turned Ctrl-C into a failed step
         if data.user_failure_data:
             return why_it_failed(event)
         return (
             f"{why_it_failed(event)}\nThe whole trace is in the run's log: evoselect ui, run"
             f" {result.run_id[:8]}"
         )
-    for evaluation in result.get_asset_check_evaluations():
-        if not evaluation.passed:
-            return f"check {evaluation.check_name}: {evaluation.description}"
     return "the run ended without saying why; see its log in `evoselect ui`"
 
 

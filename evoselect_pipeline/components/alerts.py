@@ -3,6 +3,8 @@
 import json
 import os
 import urllib.request
+from collections.abc import Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 import dagster as dg
@@ -22,7 +24,13 @@ def tells_of_failed_runs(context: dg.RunFailureSensorContext) -> None:
     """Log what failed and post it; a webhook that does not answer fails nothing else."""
     if context.dagster_run.tags.get(WILL_RETRY) == "true":
         return  # a round that stepped aside, or a worker that died: only the last attempt is news
-    reasons = [why_it_failed(event) for event in context.get_step_failure_events()]
+    records = context.instance.all_logs(
+        context.dagster_run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    )
+    found = [record.get_dagster_event().event_specific_data for record in records]
+    reasons = failed_checks(found) or [
+        why_it_failed(event) for event in context.get_step_failure_events()
+    ]
     message = "; ".join(reasons) or context.failure_event.message or "see its log"
     told = failure_told(context.dagster_run, message)
     context.log.error(told["text"])
@@ -32,6 +40,15 @@ def tells_of_failed_runs(context: dg.RunFailureSensorContext) -> None:
         except (OSError, ValueError) as error:
             # The address may hold a secret: it is not repeated.
             context.log.error(f"the webhook in ${WEBHOOK} was not told: {type(error).__name__}")
+
+
+def failed_checks(evaluations: Iterable[Any]) -> list[str]:
+    """What the checks said that stopped a run; its failed step names them alone."""
+    return [
+        f"{found.asset_key.to_user_string()}, check {found.check_name}: {found.description}"
+        for found in evaluations
+        if not found.passed and found.severity == dg.AssetCheckSeverity.ERROR
+    ]
 
 
 def why_it_failed(event: dg.DagsterEvent) -> str:

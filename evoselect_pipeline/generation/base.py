@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.generation.playground import PlaygroundGenerator
@@ -17,17 +17,41 @@ class Generated:
     """What a generator wrote.
 
     `truth` says per row what a built-in generator did on purpose (good, wrong answer, ...); it is
-    kept for measuring and never reaches selection. Real generators do not know it.
+    kept for measuring and never reaches selection. Real generators do not know it. `facts` say what
+    writing took, and what came back that was no row.
     """
 
     samples: list[Sample]
     truth: list[str] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a generator is asked to write for.
+
+    Attributes
+    ----------
+    targets : sequence of Sample
+        Rows to write more like.
+    round_number, seed : int
+    weights : mapping of str to float
+        How much each target needs new rows, by id; 1 where it is not named.
+    log_file : Path, optional
+        Where what was paid for is kept, so that it is paid for once.
+    """
+
+    targets: Sequence[Sample]
+    round_number: int
+    seed: int
+    weights: Mapping[str, float] = field(default_factory=dict)
+    log_file: Path | None = None
 
 
 class Generator(Protocol):
     """Writes candidates for a task, given its target rows."""
 
-    def generate(self, targets: Sequence[Sample], round_number: int, seed: int) -> Generated:
+    def generate(self, assignment: Assignment) -> Generated:
         """Write one round's candidates."""
         ...
 
@@ -46,9 +70,9 @@ class DroppedFiles:
         """The file of a round."""
         return Path(self.pattern.replace("{round}", f"{round_number:04d}"))
 
-    def generate(self, targets: Sequence[Sample], round_number: int, seed: int) -> Generated:
+    def generate(self, assignment: Assignment) -> Generated:
         """Read the round's file."""
-        return Generated(read_samples(self.path(round_number)))
+        return Generated(read_samples(self.path(assignment.round_number)))
 
     def fingerprint(self, round_number: int) -> str:
         """Hash of the ids in the round's file, which are hashes of its rows."""
@@ -62,9 +86,12 @@ class Playground:
     author: PlaygroundGenerator
     num_candidates: int
 
-    def generate(self, targets: Sequence[Sample], round_number: int, seed: int) -> Generated:
+    def generate(self, assignment: Assignment) -> Generated:
         """Write the round's rows; the seed alone makes them differ from another round's."""
-        return Generated(*self.author.generate_with_truth(targets, self.num_candidates, seed))
+        written = self.author.generate_with_truth(
+            assignment.targets, self.num_candidates, assignment.seed
+        )
+        return Generated(*written)
 
     def fingerprint(self, round_number: int) -> str:
         """The author is code: its name and numbers identify it."""

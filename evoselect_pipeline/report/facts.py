@@ -110,6 +110,16 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Bill:
+    """What a generator's server was asked for, and the limit that ended it, if one did."""
+
+    num_requests: int
+    num_tokens: int
+    cost: float
+    stopped_by: str | None
+
+
+@dataclass(frozen=True)
 class Training:
     """What the adapter was trained on; `num_tokens` are those of the rows' answers."""
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evoselect_pipeline.report.facts import (
+    Bill,
     Change,
     Cloud,
     Comparison,
@@ -101,14 +102,26 @@ def page(told: Round, images: Mapping[str, str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def cost_section(seconds: Mapping[str, float]) -> str:
-    """What the stages took, to be put at a page's end."""
+def cost_section(seconds: Mapping[str, float], bill: Bill | None = None) -> str:
+    """What the stages took, and a generator's server asked for, to be put at a page's end."""
     if not seconds:
         return ""
+    paid = f"\n\n{_bill(bill)}" if bill else ""
     rows = [(f"`{stage}`", duration(spent)) for stage, spent in seconds.items()]
     rows.append(("**all**", f"**{duration(sum(seconds.values()))}**"))
     intro = "Time at work, repeated and failed attempts included; this report not."
-    return f"\n## What it took\n\n{intro}\n\n{table(('stage', 'time'), rows, 'lr')}"
+    return f"\n## What it took\n\n{intro}\n\n{table(('stage', 'time'), rows, 'lr')}{paid}"
+
+
+def _bill(bill: Bill) -> str:
+    text = (
+        f"The generator's server answered {number(bill.num_requests)} requests with"
+        f" {number(bill.num_tokens)} tokens, prompts included: {bill.cost:.4g} at the configured"
+        " prices."
+    )
+    if bill.stopped_by:
+        text += f" There the asking ended: `generator.{bill.stopped_by}` was reached."
+    return text
 
 
 def _interval(change: Change) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from itertools import combinations
 
-from evoselect_pipeline.config import FileTask, LineConfig, PlaygroundSource
-from evoselect_pipeline.core.gates import evaluation_keys, gate, prompt_key
+from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.config_rows import FileTask
+from evoselect_pipeline.core.gates import evaluation_keys, prompt_key
 from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.errors import DataError
-from evoselect_pipeline.generation.base import DroppedFiles, Generator, Playground
-from evoselect_pipeline.generation.playground import PlaygroundGenerator
 from evoselect_pipeline.playground.tasks import TaskRows, task_rows
 from evoselect_pipeline.rounds.line import (
     FACTS,
@@ -57,15 +55,6 @@ def load_task(config: LineConfig) -> TaskRows:
     return rows
 
 
-def load_generator(config: LineConfig) -> Generator:
-    """The generator that a configuration names."""
-    source = config.generator
-    if isinstance(source, PlaygroundSource):
-        author = PlaygroundGenerator(config.task.name, source.world)  # type: ignore[union-attr]
-        return Playground(author, source.num_candidates)
-    return DroppedFiles(source.pattern)
-
-
 def target_set(line: Line) -> Artifact:
     """Publish the task's target, validation and test rows."""
     rows = load_task(line.config)
@@ -110,44 +99,6 @@ def incoming_adapter(line: Line, round_number: int) -> Artifact:
     return open_artifact(directory)
 
 
-def candidates(line: Line, round_number: int) -> Artifact:
-    """Generate a round's candidates and put those that pass the gates into the store."""
-    targets_digest = target_set(line).digest
-    entering(line, round_number)
-    generator = load_generator(line.config)
-    before = selected_before(line, round_number)
-    inputs = made_from(
-        line,
-        line.config.generator.model_dump(mode="json"),
-        generator=generator.fingerprint(round_number),
-        target_set=targets_digest,
-        selected_before=digest(sorted(before)),
-    )
-    directory = line.stage_dir(round_number, "candidates")
-    if found := find(directory, inputs):
-        return found
-    seed = line.round_seed(round_number, "generate")
-    generated = generator.generate(split_rows(line, "targets"), round_number, seed)
-    trusted = [row for split in SPLITS for row in split_rows(line, split)]
-    passed, rejected = gate(generated.samples, evaluation_keys(trusted), frozenset(before))
-    line.store.put_samples(generated.samples, line.name, round_number)
-    if generated.truth is not None:
-        _publish_truth(line, round_number, generated.samples, generated.truth, inputs)
-    with publish(directory, inputs=inputs) as folder:
-        write_json(folder / "ids.json", [s.sample_id for s in passed])
-        write_json(folder / "rejected.json", [asdict(rejection) for rejection in rejected])
-        write_json(
-            folder / FACTS,
-            {
-                "num_generated": len(generated.samples),
-                "num_candidates": len(passed),
-                "num_rejected": len(rejected),
-                "num_prompts": len({s.prompt_id for s in passed}),
-            },
-        )
-    return open_artifact(directory)
-
-
 def selected_before(line: Line, round_number: int, last: int | None = None) -> list[str]:
     """Ids that earlier rounds trained on, oldest first; of the `last` rounds if given."""
     first = 0 if last is None else max(0, round_number - last)
@@ -156,12 +107,3 @@ def selected_before(line: Line, round_number: int, last: int | None = None) -> l
         picks = read_json(line.artifact(earlier, "selected_subset").path / "picks.json")
         ids.extend(pick["sample_id"] for pick in picks)
     return list(dict.fromkeys(ids))
-
-
-def _publish_truth(
-    line: Line, round_number: int, samples: list[Sample], truth: list[str], inputs: dict
-) -> None:
-    """Keep what the built-in generator did on purpose beside the round, for measuring only."""
-    kinds = {sample.sample_id: kind for sample, kind in zip(samples, truth, strict=True)}
-    with publish(line.stage_dir(round_number, "hidden_truth"), inputs=inputs) as folder:
-        write_json(folder / "truth.json", kinds)

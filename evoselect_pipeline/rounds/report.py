@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from evoselect_pipeline.core.metrics import paired_bootstrap
 from evoselect_pipeline.core.selection import uniform_target_weights
 from evoselect_pipeline.report.facts import (
+    Bill,
     Change,
     Example,
     Funnel,
@@ -76,7 +78,7 @@ def page_of(line: Line, round_number: int, *, inline: bool = True) -> str:
     if inline:
         for name, content in _figures(artifact).items():
             text = text.replace(f"]({FIGURES}/{name})", f"]({data_uri(name, content)})")
-    return text + cost_section(_seconds(line, round_number))
+    return text + cost_section(_seconds(line, round_number), _bill(line, round_number))
 
 
 def html_file(line: Line, round_number: int) -> Path:
@@ -279,6 +281,13 @@ def _examples(
                 decision["reason"])
         for decision, sample in zip(decisions, samples, strict=True)
     )  # fmt: skip
+
+
+def _bill(line: Line, round_number: int) -> Bill | None:
+    facts = read_facts(line.artifact(round_number, "candidates"))
+    if "num_requests" not in facts:
+        return None
+    return Bill(*(facts[field.name] for field in fields(Bill)))
 
 
 def _training(line: Line, round_number: int) -> Training:

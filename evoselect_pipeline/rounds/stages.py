@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from evoselect_pipeline.rounds.adaptation import evaluation, lora_checkpoint, promoted_adapter
+from evoselect_pipeline.rounds.candidates import candidates
 from evoselect_pipeline.rounds.costs import noted
-from evoselect_pipeline.rounds.data import candidates, incoming_adapter
+from evoselect_pipeline.rounds.data import incoming_adapter
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.rounds.problem import answer_quality
 from evoselect_pipeline.rounds.report import round_report

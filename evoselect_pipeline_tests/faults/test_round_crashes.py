@@ -5,6 +5,7 @@ which nobody disturbed. Kills are SIGKILL: at named points of the stores (`EVOSE
 seeded random times after something has appeared on disk.
 """
 
+import os
 import random
 import signal
 import time
@@ -48,6 +49,8 @@ KEYS = {
     "decisions": ["line", "round", "sample_id"],
 }
 
+IS_LONG = os.environ.get("EVOSELECT_LONG") == "1"  # a second kill in assets that have had one
+
 # (point of the kill, the asset in whose step it is); each run goes on from the one before.
 EARLY = [
     ("publish:before_manifest", "target_set"),
@@ -56,13 +59,14 @@ EARLY = [
 ]
 FEATURES = [("lance:gradients:after", "projected_gradients")]
 MIDDLE = [
-    ("publish:before_rename", "answer_quality"),
+    *([("publish:before_rename", "answer_quality")] if IS_LONG else []),
     ("lance:scores:after", "alignment_scores"),
     ("lance:decisions:before", "selected_subset"),
 ]
 LATE = [
     ("publish:before_rename:2", "evaluation"),  # after the adapter, the base model's scores
-    ("publish:before_rename:4", "promoted_adapter"),  # after both scores and the evaluation
+    # After both scores and the evaluation:
+    *([("publish:before_rename:4", "promoted_adapter")] if IS_LONG else []),
     ("tracking:register:before_alias", "promoted_adapter"),  # published, not told to MLflow
     ("tracking:finish:before", "incoming_adapter"),  # of the next round, which mends this one
     ("tracking:finish:before:2", "round_report"),  # of the next round; published, not told
@@ -141,8 +145,9 @@ def disturbed(tmp_path_factory):
             look()
 
     kill_at_each(EARLY)
-    kill_after(home, "candidates/manifest.json", rng.uniform(0.0, 1.0))
-    look()
+    if IS_LONG:
+        kill_after(home, "candidates/manifest.json", rng.uniform(0.0, 1.0))
+        look()
     kill_at_each(FEATURES)
     # In the warm-up of the second judge: what it leaves must not be gone on with by the first.
     kill_after(home, ".train-judge-*/**/checkpoint-4", rng.uniform(0.0, 0.1), times=2)
@@ -193,9 +198,6 @@ def test_a_killed_round_and_the_next_end_like_undisturbed_ones(disturbed, undist
     assert finished(home).keys() == finished(undisturbed).keys()
     for name in finished(undisturbed):
         here, there = (open_artifact(root / "lines" / name) for root in (home, undisturbed))
-        if name.endswith("0001/incoming_adapter"):  # tells the path of the adapter in its home
-            assert here.inputs == there.inputs
-            continue
         assert here.digest == there.digest, name
         for file in there.manifest["files"]:
             assert (here.path / file).read_bytes() == (there.path / file).read_bytes()

@@ -93,7 +93,7 @@ RUN_CASES = {
     "unknown world": (("--set", "generator.world=mild"), ["generator", "'mild'"]),
     "line of two words": (("--set", "line=two words"), ["'two words'"]),
     "home of a URI": (("--home", "what?"), ["what?", "MLflow"]),
-    "playground rows for files": ((*FILES[:2],), ["both be playground, or both files"]),
+    "playground rows for files": ((*FILES[:2],), ["both be playground, or neither"]),
     "missing round file": ((*FILES, "--rounds", "2"), ["r0001.jsonl", "No such file"]),
     "missing task file": (
         (*FILES, "--set", f"task={FILE_TASK.replace('test.jsonl', 'no.jsonl')}"),

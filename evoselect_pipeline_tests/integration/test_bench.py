@@ -125,7 +125,7 @@ def test_finished_chains_are_not_computed_again_and_a_lost_one_comes_back_equal(
 
 def test_an_interrupted_bench_keeps_its_finished_chains_and_says_how_to_go_on(tmp_path):
     out = tmp_path / "out"
-    methods = ("--methods", "random,evoselect", "--seeds", 1, "--workers", 1)
+    methods = ("--methods", "random,evoselect,round_robin", "--seeds", 3, "--workers", 1)
     child = start("bench", "adaptation", *WEAK_STORIES, *methods, *settings(), "--out", out)
     deadline = time.monotonic() + 200
     while not list(out.glob("cells/*.json")) and time.monotonic() < deadline:
@@ -134,10 +134,11 @@ def test_an_interrupted_bench_keeps_its_finished_chains_and_says_how_to_go_on(tm
     stdout, stderr = child.communicate(timeout=100)
     assert child.returncode == 130
     assert stdout == ""
-    assert "1 of 2 chains are kept" in stderr
+    kept = len(list(out.glob("cells/*.json")))
+    assert 1 <= kept < 9  # it did not wait for the chains to come
+    assert f"{kept} of 9 chains are kept" in stderr
     assert "bench adaptation --world weak --task stories" in stderr
     assert "Traceback" not in stderr
-    assert len(list(out.glob("cells/*.json"))) == 1  # it did not wait for the chain at work
     assert not list(out.glob("work/*"))
     assert not (out / "results.json").exists()
 
@@ -255,7 +256,7 @@ def test_an_unknown_arm_is_refused_with_the_known_ones(evoselect):
 
 
 def test_evoselect_adapts_better_than_random_rows_and_than_all_rows(tmp_path):
-    """The claim in small: the mean of three seeds, one task, one round.
+    """The claim in small: the mean of two seeds, one task, one round.
 
     On each of four seeds the lead over random rows was above 0.23, over all rows above 0.26.
     """
@@ -269,7 +270,7 @@ def test_evoselect_adapts_better_than_random_rows_and_than_all_rows(tmp_path):
     options = [part for key, value in sizes.items() for part in ("--set", f"{key}={value}")]
     ended = finish(
         *("bench", "adaptation", "--world", "weak", "--task", "compose", "--rounds", 1),
-        *("--methods", "evoselect,random,all", "--seeds", 3, "--first-seed", 300),
+        *("--methods", "evoselect,random,all", "--seeds", 2, "--first-seed", 300),
         *("--format", "json", "--out", tmp_path / "out", *options),
     )
     assert ended.returncode == 0, ended.stderr

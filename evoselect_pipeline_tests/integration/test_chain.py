@@ -1,5 +1,7 @@
 """Law: a comparison's rounds in memory choose and train what the pipeline's stages do."""
 
+import os
+
 import pytest
 
 from evoselect_pipeline.bench import chain
@@ -12,6 +14,8 @@ from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.integration.process import TINY
 
 pytestmark = pytest.mark.slow
+
+IS_LONG = os.environ.get("EVOSELECT_LONG") == "1"
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = TINY | {
@@ -47,7 +51,7 @@ def in_memory(config, folder, monkeypatch) -> tuple[list[list[str]], list[dict]]
     return chosen, told["rounds"]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES if IS_LONG else [*CASES][:2])
 def test_a_chain_in_memory_and_the_stages_choose_and_train_alike(case, tmp_path, monkeypatch):
     changes, judges = CASES[case]
     settings = SETTINGS | changes

@@ -21,6 +21,7 @@ RANKS = {
     "playground": 2,
     "report": 2,
     "stores": 2,
+    "config_rows": 2,
     "config": 3,
     "config_file": 3,
     "generation": 3,

@@ -40,12 +40,27 @@ def webhook():
     server.shutdown()
 
 
-def tell_of_a_failure(**tags: str) -> list[str]:
+@dg.asset
+def candidates():
+    pass
+
+
+@dg.asset_check(asset=candidates, blocking=True)
+def well_formed():
+    return dg.AssetCheckResult(passed=False, description="3 usable candidates: generate more")
+
+
+def tell_of_a_failure(checked: bool = False, **tags: str) -> list[str]:
     """Run a failing job, evaluate the sensor on it; what the sensor logged."""
     with dg.instance_for_test() as instance:
-        result = playground_round.execute_in_process(
-            instance=instance, raise_on_error=False, tags=tags
-        )
+        if checked:
+            result = dg.materialize(
+                [candidates, well_formed], instance=instance, raise_on_error=False
+            )
+        else:
+            result = playground_round.execute_in_process(
+                instance=instance, raise_on_error=False, tags=tags
+            )
         context = dg.build_run_status_sensor_context(
             sensor_name="tells_of_failed_runs",
             dagster_event=result.get_run_failure_event(),
@@ -81,6 +96,14 @@ def test_without_a_webhook_the_failure_is_logged_alone(monkeypatch):
     monkeypatch.delenv(WEBHOOK, raising=False)
     [logged] = tell_of_a_failure()
     assert "round 0003 failed" in logged
+
+
+def test_a_check_that_stopped_a_run_speaks_for_itself(monkeypatch):
+    monkeypatch.delenv(WEBHOOK, raising=False)
+    [logged] = tell_of_a_failure(checked=True)
+    assert logged.endswith(
+        "failed: candidates, check well_formed: 3 usable candidates: generate more"
+    )
 
 
 def test_a_failure_that_is_tried_again_by_itself_is_no_news(webhook, monkeypatch):

@@ -40,7 +40,7 @@ def test_overrides_win_and_are_read_as_yaml():
         ({"selection": {"evoselect": {"epsilon": 0}}}, "epsilon must be above 0"),
         ({"selection": {"method": "best"}}, "selection.method"),
         ({"line": "../../x"}, "line '../../x': a name is"),
-        ({"generator": {"kind": "files", "pattern": "x"}}, "both be playground, or both files"),
+        ({"generator": {"kind": "files", "pattern": "x"}}, "both be playground, or neither"),
         ([1], "expected keys and values"),
     ],
 )

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evoselect_pipeline.report.facts import (
+    Bill,
     Change,
     Cloud,
     Comparison,
@@ -223,6 +224,10 @@ def test_seconds_are_told_with_their_sum():
     assert "| `candidates` | 3.2 s |" in text
     assert "| **all** | **1 h 0 min** |" in text
     assert cost_section({}) == ""
+    bill = Bill(num_requests=1200, num_tokens=345_678, cost=0.51234, stopped_by="max_cost")
+    text = cost_section({"candidates": 3.2}, bill)
+    assert "1,200 requests with 345,678 tokens, prompts included: 0.5123 at the config" in text
+    assert "`generator.max_cost` was reached" in text
     assert [duration(s) for s in (0, 59.94, 61, 7260)] == [
         "0.0 s",
         "59.9 s",

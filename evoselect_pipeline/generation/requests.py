@@ -1,0 +1,113 @@
+"""What a server is asked for: which target rows it is shown, and in which words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from evoselect_pipeline.config_rows import ServerSource
+from evoselect_pipeline.core.records import Message, Sample, digest, make_sample
+from evoselect_pipeline.errors import ConfigError
+from evoselect_pipeline.generation.base import Assignment
+
+TEMPLATE = Path(__file__).parent / "templates" / "rows.jinja"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to ask for.
+
+    `key` identifies what is asked: the words, the model, how it samples, the round's seed and the
+    request's number in it.
+    """
+
+    key: str
+    words: str
+    parents: tuple[str, ...]
+
+
+def requests_for(source: ServerSource, assignment: Assignment) -> list[Request]:
+    """The requests of a round, deterministic in its seed.
+
+    The first example of a request is the row to be imitated. Every target is it about as often as
+    its weight says; the other examples are drawn from its subtask, and from all where it has too
+    few.
+    """
+    draw = np.random.default_rng(assignment.seed)
+    in_order = sorted(assignment.targets, key=lambda row: row.sample_id)
+    shares = [assignment.weights.get(row.sample_id, 1.0) for row in in_order]
+    first = _in_turn(shares, source.num_requests, draw)
+    text, found = _text(source), []
+    for number, place in enumerate(first):
+        shown = [in_order[place], *_company(in_order, place, source.num_examples - 1, draw)]
+        num_rows = min(
+            source.rows_per_request, source.num_candidates - number * source.rows_per_request
+        )
+        numbers = {"num_rows": num_rows, "number": number, "round": assignment.round_number}
+        words = _words(source, text, shown, numbers)
+        key = digest(source.model, source.sampling, words, number, assignment.seed)
+        found.append(Request(key, words, tuple(row.sample_id for row in shown)))
+    return found
+
+
+def checked_template(source: ServerSource) -> str:
+    """The template that is in force; refused if it cannot be filled in."""
+    blank = make_sample([Message("user", "a prompt"), Message("assistant", "an answer")])
+    text = _text(source)
+    numbers = {"num_rows": source.rows_per_request, "number": 0, "round": 0}
+    _words(source, text, [blank] * source.num_examples, numbers)
+    return text
+
+
+def _in_turn(weights: Sequence[float], count: int, draw: np.random.Generator) -> list[int]:
+    """Numbers drawn so that each comes up floor or ceil of its share; in random order."""
+    shares = np.asarray(weights, np.float64) / np.sum(weights) * count
+    times = np.floor(shares).astype(int)
+    rest = np.argsort(-(shares - times) - 1e-9 * draw.random(len(times)))[: count - times.sum()]
+    times[rest] += 1
+    return draw.permutation(np.repeat(np.arange(len(times)), times)).tolist()
+
+
+def _company(
+    targets: Sequence[Sample], place: int, count: int, draw: np.random.Generator
+) -> list[Sample]:
+    """Further examples: of the same subtask first."""
+    others = draw.permutation([i for i in range(len(targets)) if i != place])
+    alike = [i for i in others if targets[i].subtask == targets[place].subtask]
+    strange = [i for i in others if targets[i].subtask != targets[place].subtask]
+    return [targets[i] for i in [*alike, *strange][:count]]
+
+
+def _words(
+    source: ServerSource, text: str, shown: Sequence[Sample], numbers: Mapping[str, int]
+) -> str:
+    from jinja2 import TemplateError
+
+    examples = [{"prompt": row.prompt, "completion": row.completion} for row in shown]
+    try:
+        words = _compiled(text).render(examples=examples, **numbers).strip()
+    except TemplateError as error:
+        raise ConfigError(f"generator.template {source.template or TEMPLATE}: {error}") from None
+    if not words:
+        raise ConfigError(f"generator.template {source.template or TEMPLATE}: it says nothing")
+    return words
+
+
+def _text(source: ServerSource) -> str:
+    file = source.template or TEMPLATE
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"generator.template {file}: cannot be read: {error}") from None
+
+
+@cache
+def _compiled(text: str):
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(text)

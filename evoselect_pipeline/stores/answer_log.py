@@ -1,0 +1,110 @@
+"""What a generator's server answered: written down as it came, before anybody makes sense of it.
+
+An answer is paid for. Whatever happens after it came, a kill included, it is not asked for again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+from evoselect_pipeline.errors import ArtifactError
+from evoselect_pipeline.stores.faults import fault
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, and what it took.
+
+    Attributes
+    ----------
+    request, attempt : str, int
+        What was asked, and for the how manieth time.
+    text : str
+        The model's words, empty where there are none.
+    ended : str
+        The server's finish reason (`stop`, `length`, ...), or ours where the answer was no answer.
+    prompt_tokens, completion_tokens : int
+        As the server counted them, unless `estimated`.
+    cost : float
+        In the currency of the configured prices, at the time.
+    """
+
+    request: str
+    attempt: int
+    text: str
+    ended: str
+    prompt_tokens: int
+    completion_tokens: int
+    estimated: bool
+    cost: float
+
+
+class Spent(NamedTuple):
+    """What all answers took together."""
+
+    num_requests: int
+    num_tokens: int
+    cost: float
+
+
+class AnswerLog:
+    """Answers in a file, one a line; `spent` is what they took together.
+
+    Raises
+    ------
+    ArtifactError
+        If the file holds anything else. A last line that a kill cut off is dropped.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.spent = Spent(0, 0, 0.0)
+        self._answers: dict[tuple[str, int], Answer] = {}
+        if file.is_file():
+            whole = file.read_bytes()
+            end = whole.rfind(b"\n") + 1
+            if end < len(whole):
+                os.truncate(file, end)
+            for number, line in enumerate(whole[:end].splitlines(), start=1):
+                self._keep(_read(line, f"{file}:{number}"))
+
+    def get(self, request: str, attempt: int) -> Answer | None:
+        """What was answered to this attempt, if it was."""
+        return self._answers.get((request, attempt))
+
+    def append(self, answer: Answer) -> None:
+        """Write an answer down; it is on the disk when this returns."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        fault("answers:before")
+        with self.file.open("ab") as file:
+            file.write(json.dumps(asdict(answer), ensure_ascii=True).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        fault("answers:after")
+        self._keep(answer)
+
+    def _keep(self, answer: Answer) -> None:
+        key = (answer.request, answer.attempt)
+        if key in self._answers:
+            raise ArtifactError(f"{self.file}: attempt {key[1]} of request {key[0]} is there twice")
+        self._answers[key] = answer
+        self.spent = Spent(
+            self.spent.num_requests + 1,
+            self.spent.num_tokens + answer.prompt_tokens + answer.completion_tokens,
+            self.spent.cost + answer.cost,
+        )
+
+
+def _read(line: bytes, where: str) -> Answer:
+    try:
+        row = json.loads(line)
+        return Answer(**{field.name: row[field.name] for field in fields(Answer)})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{where}: expected one answer of the generator's server, got {error!r}; the file was"
+            " changed from outside. Remove the line: its answer is asked for again"
+        ) from None

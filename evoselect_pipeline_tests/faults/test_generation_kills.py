@@ -1,0 +1,75 @@
+"""A generator whose answers are paid for, killed between them: nothing is paid for twice."""
+
+import json
+
+import pytest
+
+from evoselect_pipeline_tests.integration.fake_llm import fake_llm, rows
+from evoselect_pipeline_tests.integration.process import finish
+
+
+def user_line(folder, server, **generator):
+    """A task in files whose rows a server writes."""
+    pairs = {
+        "targets": [(f"add {n} and 1", f"{n + 1}") for n in range(8)],
+        "validation": [(f"add {n} and 2", f"{n + 2}") for n in range(8)],
+        "test": [(f"add {n} and 3", f"{n + 3}") for n in range(8)],
+    }
+    for name, rows_ in pairs.items():
+        text = "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows_)
+        (folder / f"{name}.jsonl").write_text(text)
+    config = {
+        "line": "sums",
+        "task": {"kind": "files", **{name: str(folder / f"{name}.jsonl") for name in pairs}},
+        "generator": {
+            "kind": "server",
+            "base_url": server.address,
+            "model": "fake",
+            "num_candidates": 48,
+            "rows_per_request": 2,
+            **generator,
+        },
+        "gradients": {"dim": 64},
+        "quality": {"prior": "none"},
+        "selection": {"method": "random"},
+        "train": {"steps": 5},
+        "evaluation": {"max_new_tokens": 4},
+        "promotion": {"tolerance": 2},
+    }
+    file = folder / "line.yaml"
+    file.write_text(json.dumps(config))  # JSON is YAML
+    return file
+
+
+def sums(number, body):
+    """A new sum, and one from the test rows, word for word."""
+    first = body["seed"] % 900 + 100
+    return rows((f"add {first} and {number}", f"{first + number}"), ("add 1 and 3", "4"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "num_asked"),
+    [("answers:after:9", 24), ("answers:before:9", 25)],  # what came and was not kept comes again
+)
+def test_a_round_that_is_killed_between_answers_asks_for_the_missing_ones_alone(
+    tmp_path, fault, num_asked
+):
+    with fake_llm(sums) as server:
+        config = user_line(tmp_path, server, concurrency=1)
+        run = ("run", "--config", config, "--home", tmp_path / "home", "--rounds", 1)
+        killed = finish(*run, fault=fault)
+        assert killed.returncode == -9
+        assert len(server.asked) == 9
+        ended = finish(*run, "--format", "json")
+        assert ended.returncode == 0, ended.stderr
+        words = server.words()
+        assert (len(words), len(set(words))) == (num_asked, 24), "each request once"
+    told = json.loads(ended.stdout)["rounds"][0]
+    # The question of a test row is kept out, however often it was written.
+    assert told["rejected"]["leaks_evaluation"] == 1
+    folder = tmp_path / "home" / "lines" / "sums" / "0000"
+    facts = json.loads((folder / "candidates" / "facts.json").read_text())
+    assert (facts["num_requests"], facts["num_tokens"]) == (24, 24 * 120)
+    checked = finish("check", "--strict", "--config", config, "--home", tmp_path / "home")
+    assert checked.returncode == 0, checked.stdout

@@ -1,0 +1,68 @@
+"""What a server is asked for: fair to the targets, by their weights, the same again by the seed."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evoselect_pipeline.config_rows import ServerSource
+from evoselect_pipeline.core.records import sample_from_pair
+from evoselect_pipeline.generation.answers import read_answer
+from evoselect_pipeline.generation.base import Assignment
+from evoselect_pipeline.generation.requests import Request, _in_turn, requests_for
+from evoselect_pipeline.stores.answer_log import Answer
+
+TARGETS = [sample_from_pair(f"question {n}", f"answer {n}", subtask=f"s{n % 3}") for n in range(9)]
+SOURCE = ServerSource(
+    kind="server", base_url="https://llm/v1", model="m", num_candidates=90, rows_per_request=2
+)
+
+
+def asked(seed=0, weights=None, round_number=0, **changes):
+    assignment = Assignment(TARGETS, round_number, seed, weights or {})
+    return requests_for(SOURCE.model_copy(update=changes), assignment)
+
+
+@given(
+    st.lists(st.floats(0.01, 100), min_size=1, max_size=30),
+    st.integers(0, 200),
+    st.integers(0, 2**32 - 1),
+)
+def test_every_number_comes_up_as_often_as_its_weight_says(weights, count, seed):
+    found = Counter(_in_turn(weights, count, np.random.default_rng(seed)))
+    assert sum(found.values()) == count
+    for number, share in enumerate(np.array(weights) / np.sum(weights) * count):
+        assert np.floor(share - 1e-9) <= found[number] <= np.ceil(share + 1e-9)
+
+
+def test_targets_that_need_more_rows_are_imitated_more_often():
+    needy = TARGETS[4].sample_id
+    first = Counter(request.parents[0] for request in asked(weights={needy: 4.0}))
+    assert sum(first.values()) == 45
+    assert first[needy] == 15  # 4 of 12
+    assert set(first.values()) == {15, 3, 4}
+
+
+def test_requests_are_the_same_again_and_others_in_another_round():
+    keys = [request.key for request in asked(seed=1)]
+    assert keys == [request.key for request in asked(seed=1)]
+    assert len(set(keys)) == len(keys) == 45
+    assert not set(keys) & {request.key for request in asked(seed=2)}
+    assert not set(keys) & {request.key for request in asked(seed=1, temperature=0.5)}
+
+
+def test_the_last_request_asks_for_what_is_left_and_few_targets_are_shown_as_they_are():
+    words = [request.words for request in asked(num_candidates=5, num_examples=50)]
+    assert [w.count("Write 2 new") for w in words] == [1, 1, 0]
+    assert "Write 1 new" in words[-1]
+    assert all(w.count("### Example") == len(TARGETS) for w in words)
+
+
+@given(st.text() | st.binary().map(lambda b: b.decode("latin-1")))
+@pytest.mark.parametrize("frame", ["{}", '{{"rows": [{}]}}', '{{"rows": [{{"prompt": "{}"}}]}}'])
+def test_whatever_a_model_says_is_rows_or_reasons(frame, text):
+    answer = Answer("r", 0, frame.format(text), "stop", 1, 1, False, 0.0)
+    found = read_answer(answer, Request("k", "w", ("p",)), as_json=True, source="llm:m")
+    assert found.samples or found.refused
