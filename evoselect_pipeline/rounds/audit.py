@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from evoselect_pipeline.core.gates import evaluation_keys, prompt_key
 from evoselect_pipeline.errors import EvoselectError
+from evoselect_pipeline.rounds.candidates import ANSWERS
 from evoselect_pipeline.rounds.champion import champion
 from evoselect_pipeline.rounds.data import SPLITS, split_rows
-from evoselect_pipeline.rounds.line import PROMOTED, Line, entered, read_json
+from evoselect_pipeline.rounds.line import PROMOTED, Line, entered, read_facts, read_json
 from evoselect_pipeline.rounds.stages import STAGES
+from evoselect_pipeline.stores.answer_log import AnswerLog
 from evoselect_pipeline.stores.artifacts import open_artifact
 from evoselect_pipeline.stores.home import round_key
 from evoselect_pipeline.stores.integrity import table_problems
@@ -34,7 +36,7 @@ def audit(line: Line) -> Iterator[Problem]:
     yield from _looked_at(_artifacts, line, "artifacts")
     yield from _looked_at(_tables, line, "tables")
     for number in range(line.next_round()):
-        for part in (_chain, _decisions, _leakage):
+        for part in (_chain, _decisions, _leakage, _answers):
             yield from _looked_at(
                 lambda line, part=part, n=number: part(line, n), line, _of(number)
             )
@@ -124,6 +126,22 @@ def _leakage(line: Line, number: int) -> Iterator[Problem]:
                 "the scores of this round and later ones are not to be trusted: materialize again"
             )
             yield Problem(_of(number), what, mend)
+
+
+def _answers(line: Line, number: int) -> Iterator[Problem]:
+    """Every answer of a generator's server that a round tells of is kept, and kept once."""
+    facts = read_facts(line.artifact(number, "candidates"))
+    if "num_requests" not in facts:
+        return
+    kept = AnswerLog(line.home.round_dir(line.name, number) / ANSWERS).spent
+    # More may be kept: an attempt with a higher limit may not have come to its end.
+    if kept.num_requests < facts["num_requests"] or kept.num_tokens < facts["num_tokens"]:
+        what = (
+            f"candidates tell of {facts['num_requests']} answers with {facts['num_tokens']} tokens,"
+            f" {ANSWERS} holds {kept.num_requests} with {kept.num_tokens}"
+        )
+        mend = f"restore {ANSWERS} from a backup; without it they would be paid for again"
+        yield Problem(_of(number), what, mend)
 
 
 def _runs(line: Line) -> Iterator[Problem]:

@@ -57,18 +57,18 @@ class AnswerLog:
     Raises
     ------
     ArtifactError
-        If the file holds anything else. A last line that a kill cut off is dropped.
+        If the file holds anything else. A last line that a kill cut off counts as not written.
     """
 
     def __init__(self, file: Path):
         self.file = file
         self.spent = Spent(0, 0, 0.0)
         self._answers: dict[tuple[str, int], Answer] = {}
+        self._cut_off: int | None = None  # where a last line begins that a kill cut off
         if file.is_file():
             whole = file.read_bytes()
             end = whole.rfind(b"\n") + 1
-            if end < len(whole):
-                os.truncate(file, end)
+            self._cut_off = end if end < len(whole) else None
             for number, line in enumerate(whole[:end].splitlines(), start=1):
                 self._keep(_read(line, f"{file}:{number}"))
 
@@ -80,6 +80,9 @@ class AnswerLog:
         """Write an answer down; it is on the disk when this returns."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         fault("answers:before")
+        if self._cut_off is not None:
+            os.truncate(self.file, self._cut_off)
+            self._cut_off = None
         with self.file.open("ab") as file:
             file.write(json.dumps(asdict(answer), ensure_ascii=True).encode() + b"\n")
             file.flush()
