@@ -126,10 +126,10 @@ class ServerSource(Settings):
         address = urlsplit(self.base_url)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError(f"base_url {self.base_url!r}: expected http(s)://HOST[:PORT]/v1")
-        if address.username or address.password:
+        if address.username or address.password or address.query or address.fragment:
             raise ValueError(
-                "base_url holds a password; put the key into the environment instead, and its name"
-                " into api_key_variable"
+                "base_url holds a password or a query; put the key into the environment instead,"
+                " and its name into api_key_variable"
             )
         if address.scheme == "http" and not (self.allow_insecure or address.hostname in LOOPBACK):
             raise ValueError(

@@ -4,7 +4,7 @@ import dagster as dg
 
 from evoselect_pipeline.components.automation import register
 from evoselect_pipeline.components.metadata import metadata_of
-from evoselect_pipeline.errors import RoundOrderError
+from evoselect_pipeline.errors import ArtifactError, RoundOrderError
 from evoselect_pipeline.rounds.champion import champion
 from evoselect_pipeline.rounds.line import (
     APPOINTED,
@@ -51,7 +51,7 @@ def entering_event(
     """Say which adapter enters a round; its digest as data version makes what follows stale."""
     try:
         adapter = entering(line, round_number)
-    except RoundOrderError:  # it names an adapter that was trained again since
+    except (RoundOrderError, ArtifactError):  # it names one that was trained again, or is damaged
         return unsettled_event(line, round_number, description, **metadata)
     return dg.AssetMaterialization(
         asset_key=dg.AssetKey([line.name, "incoming_adapter"]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import islice
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,7 +14,12 @@ from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.generation.requests import Request
 from evoselect_pipeline.stores.answer_log import Answer
 
-WHOLE = ("stop", "")  # some servers do not say why they ended
+MOST_STARTS = 1_000  # places where rows are looked for in one answer
+# Ends of an answer that holds no row: as servers call them, then as we do.
+BROKEN = (
+    *("length", "content_filter", "refused"),
+    *("malformed", "too_long", "too_slow", "broken_off"),
+)
 
 
 class Row(BaseModel):
@@ -60,20 +67,17 @@ def read_answer(answer: Answer, request: Request, as_json: bool, source: str) ->
     source : str
         Who wrote it, for the rows' provenance.
     """
-    if answer.ended not in WHOLE:
+    if answer.ended in BROKEN:
         return ReadAnswer([], [answer.ended])
     if not answer.text.strip():
         return ReadAnswer([], ["empty"])
     if not as_json:
         pairs: list[dict] = [{"prompt": request.words, "completion": answer.text.strip()}]
     else:
-        try:
-            pairs = Rows.model_validate(_json_in(answer.text)).rows
-        except ValidationError:
-            return ReadAnswer([], ["wrong_form"])
-        except ValueError:
-            return ReadAnswer([], ["not_json"])
-    found = ReadAnswer([], [] if pairs else ["empty"])
+        pairs, why = _rows_in(answer.text)
+        if not pairs:
+            return ReadAnswer([], [why])
+    found = ReadAnswer([], [])
     for pair in pairs:
         try:
             row = Row.model_validate(pair)
@@ -88,12 +92,18 @@ def read_answer(answer: Answer, request: Request, as_json: bool, source: str) ->
     return found
 
 
-def _json_in(text: str) -> object:
-    """The first JSON object in a text; models wrap it into fences and courtesies."""
-    start = text.find("{")
-    if start < 0:
-        raise ValueError("no object")
-    try:
-        return json.JSONDecoder().raw_decode(text, start)[0]
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+def _rows_in(text: str) -> tuple[list[dict], str]:
+    """The first rows in a text, or none and why: models wrap them into thoughts and courtesies."""
+    decoder, why = json.JSONDecoder(), "not_json"
+    for start in islice(re.finditer(r"[{\[]", text), MOST_STARTS):
+        try:
+            value = decoder.raw_decode(text, start.start())[0]
+            told = {"rows": value} if isinstance(value, list) else value
+            if rows := Rows.model_validate(told).rows:
+                return rows, ""
+            why = "empty"
+        except ValidationError:
+            why = "wrong_form"
+        except (ValueError, RecursionError):
+            continue
+    return [], why

@@ -35,14 +35,14 @@ def requests_for(source: ServerSource, assignment: Assignment) -> list[Request]:
 
     The first example of a request is the row to be imitated. Every target is it about as often as
     its weight says; the other examples are drawn from its subtask, and from all where it has too
-    few.
+    few. The first requests of a larger number of candidates are those of a smaller one.
     """
-    draw = np.random.default_rng(assignment.seed)
     in_order = sorted(assignment.targets, key=lambda row: row.sample_id)
     shares = [assignment.weights.get(row.sample_id, 1.0) for row in in_order]
-    first = _in_turn(shares, source.num_requests, draw)
+    first = _in_turn(shares, source.num_requests, np.random.default_rng(assignment.seed))
     text, found = _text(source), []
     for number, place in enumerate(first):
+        draw = np.random.default_rng((assignment.seed, number))
         shown = [in_order[place], *_company(in_order, place, source.num_examples - 1, draw)]
         num_rows = min(
             source.rows_per_request, source.num_candidates - number * source.rows_per_request
@@ -64,12 +64,19 @@ def checked_template(source: ServerSource) -> str:
 
 
 def _in_turn(weights: Sequence[float], count: int, draw: np.random.Generator) -> list[int]:
-    """Numbers drawn so that each comes up floor or ceil of its share; in random order."""
-    shares = np.asarray(weights, np.float64) / np.sum(weights) * count
-    times = np.floor(shares).astype(int)
-    rest = np.argsort(-(shares - times) - 1e-9 * draw.random(len(times)))[: count - times.sum()]
-    times[rest] += 1
-    return draw.permutation(np.repeat(np.arange(len(times)), times)).tolist()
+    """Numbers of which each comes up as often as its share says, whenever one stops.
+
+    The next is the one that is furthest behind; of equals the first in a random order.
+    """
+    shares = np.asarray(weights, np.float64) / np.sum(weights)
+    order = draw.permutation(len(shares))
+    times, found = np.zeros(len(shares)), []
+    for number in range(count):
+        behind = (shares * (number + 1) - times)[order]
+        place = int(order[np.argmax(behind > behind.max() - 1e-9)])
+        times[place] += 1
+        found.append(place)
+    return found
 
 
 def _company(

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from evoselect_pipeline.rounds.data import split_rows
-from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts, read_json
+from evoselect_pipeline.rounds.line import Line, decision_after, read_json
 
 LEAST, MOST = 0.25, 4.0  # no target is forgotten, and none takes all
 
@@ -31,9 +31,7 @@ def pressure(line: Line, round_number: int) -> dict[str, float]:
     residual = _relative([mean_of.get(row.sample_id, largest) for row in targets])
 
     wrong: dict[str, list[float]] = defaultdict(list)
-    promoted = read_facts(line.artifact(before, PROMOTED))["promoted"]
-    answers = line.artifact(before, "evaluation").path / f"{'after' if promoted else 'before'}.json"
-    correct = read_json(answers)["validation"]
+    correct = _champions_answers(line, before)
     for row, is_right in zip(split_rows(line, "validation"), correct, strict=True):
         wrong[row.subtask].append(1.0 - is_right)
     everywhere = sum(map(sum, wrong.values())) / len(correct)
@@ -43,6 +41,14 @@ def pressure(line: Line, round_number: int) -> dict[str, float]:
         row.sample_id: min(MOST, max(LEAST, (far + missed) / 2))
         for row, far, missed in zip(targets, residual, unlearned, strict=True)
     }
+
+
+def _champions_answers(line: Line, round_number: int) -> list[float]:
+    """Which validation rows the champion after a round answers rightly, 0 or 1."""
+    champion = decision_after(line, round_number)["champion_round"]
+    evaluated = line.artifact(round_number if champion is None else champion, "evaluation")
+    file = "base.json" if champion is None else "after.json"
+    return read_json(evaluated.path / file)["validation"]
 
 
 def _relative(values: Iterable[float]) -> list[float]:

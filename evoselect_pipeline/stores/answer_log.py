@@ -65,12 +65,14 @@ class AnswerLog:
         self.spent = Spent(0, 0, 0.0)
         self._answers: dict[tuple[str, int], Answer] = {}
         self._cut_off: int | None = None  # where a last line begins that a kill cut off
+        self._line_end = b""  # what the last line lacks
         if file.is_file():
             whole = file.read_bytes()
             end = whole.rfind(b"\n") + 1
-            self._cut_off = end if end < len(whole) else None
             for number, line in enumerate(whole[:end].splitlines(), start=1):
                 self._keep(_read(line, f"{file}:{number}"))
+            if end < len(whole):
+                self._take_up(whole, end)
 
     def get(self, request: str, attempt: int) -> Answer | None:
         """What was answered to this attempt, if it was."""
@@ -84,11 +86,23 @@ class AnswerLog:
             os.truncate(self.file, self._cut_off)
             self._cut_off = None
         with self.file.open("ab") as file:
-            file.write(json.dumps(asdict(answer), ensure_ascii=True).encode() + b"\n")
+            line = json.dumps(asdict(answer), ensure_ascii=True).encode()
+            file.write(self._line_end + line + b"\n")
+            self._line_end = b""
             file.flush()
             os.fsync(file.fileno())
         fault("answers:after")
         self._keep(answer)
+
+    def _take_up(self, whole: bytes, end: int) -> None:
+        """Heed a last line without an end: whole, as editors leave it, or cut off by a kill."""
+        try:
+            last = _read(whole[end:], str(self.file))
+        except ArtifactError:
+            self._cut_off = end
+        else:
+            self._keep(last)
+            self._line_end = b"\n"
 
     def _keep(self, answer: Answer) -> None:
         key = (answer.request, answer.attempt)

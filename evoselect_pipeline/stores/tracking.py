@@ -46,6 +46,7 @@ SETTINGS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     # Half a minute, not four: whoever waits is a stage, which is tried again, or a sensor's tick.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
 

@@ -1,7 +1,9 @@
 """An LLM behind a server writes rows: paid for once, whatever the server or we do."""
 
 import json
+import signal
 import socket
+import time
 
 import pytest
 
@@ -9,7 +11,7 @@ from evoselect_pipeline.config_rows import ServerSource
 from evoselect_pipeline.core.records import sample_from_pair
 from evoselect_pipeline.errors import ArtifactError, ConfigError
 from evoselect_pipeline.generation.base import Assignment
-from evoselect_pipeline.generation.server import Server
+from evoselect_pipeline.generation.server import CUT, Server
 from evoselect_pipeline.stores.answer_log import AnswerLog
 from evoselect_pipeline_tests.integration.fake_llm import (
     ENDLESS,
@@ -99,7 +101,9 @@ def test_a_busy_server_is_asked_again_when_it_says(tmp_path):
         (401, r"refuses the key in \$A_KEY"),
         (403, r"refuses the key in \$A_KEY"),
         (404, "knows no model 'fake', or no chat completions"),
-        (400, "does not take the request: .* set generator.constrain to false"),
+        (402, r"refuses the key in \$A_KEY, or its account"),
+        (400, "6 of 6 requests got no answer, .* set generator.constrain to false"),
+        (301, "of 6 requests got no answer"),
     ],
 )
 def test_what_would_be_refused_again_ends_at_once_and_keeps_the_key_to_itself(
@@ -110,7 +114,7 @@ def test_what_would_be_refused_again_ends_at_once_and_keeps_the_key_to_itself(
     with fake_llm(lambda number, body: refusal) as server:
         with pytest.raises(ConfigError, match=said) as error:
             generate(server, tmp_path, api_key_variable="A_KEY")
-        assert len(server.asked) <= 3, "no more than were under way"
+        assert len(server.asked) <= (3 if status in (401, 402, 403, 404) else 7)
         assert server.asked[0]["key"] == f"Bearer {KEY}"
     assert KEY not in str(error.value)
     assert "***" in str(error.value)
@@ -127,6 +131,7 @@ UNREADABLE = {
     "malformed": Reply(b"<html>hello</html>"),
     "too_long": Reply(b'{"choices": "' + b"x" * 20_000),
     "too_slow": Reply(ENDLESS),
+    "broken_off": Reply(b'{"choices": [', headers={"Content-Length": "9999"}),
 }
 
 
@@ -144,21 +149,29 @@ def test_an_answer_that_holds_no_row_is_asked_for_three_times_then_counted(tmp_p
         assert len(written.samples) == 10
         assert written.facts["refused_answers"] == {why: 3}
         assert len(server.asked) == 8
+        assert written.facts["num_requests"] == 8, "all of them are counted"
         seeds = [body["seed"] for body in server.asked[:3]]
         assert len(set(seeds)) == 3, "the same seed would get the same answer"
-        assert generate(server, tmp_path, **changes).facts == written.facts
-        assert len(server.asked) == 8, "nor is it asked for again later"
+        again = generate(server, tmp_path, **changes)
+        # What we or the network cut off may come whole another time; the rest is settled.
+        assert len(server.asked) == (11 if why in CUT else 8)
+        assert again.samples == written.samples
 
 
 @pytest.mark.parametrize(
     "wrapped",
-    ["```json\n{}\n```", "Sure! Here you are:\n{}\nI hope this helps {{smile}}.", "{}"],
-    ids=["fenced", "courteous", "bare"],
+    [
+        "```json\n{}\n```",
+        "Sure! Of the set {a, b} and [1]:\n{}\nI hope this helps {{smile}}.",
+        '<think>{"x": 1}</think>{}',
+        "{}",
+    ],
+    ids=["fenced", "courteous", "thoughtful", "bare"],
 )
 def test_rows_are_found_among_fences_and_courtesies(tmp_path, wrapped):
     def reply(number, body):
         told = json.dumps({"rows": [{"prompt": f"q{number} {{", "completion": "}", "mood": 1}]})
-        return completion(wrapped.replace("{}", told, 1))
+        return completion(wrapped.replace("{}", told, 1), ended="eos", usage={"total_tokens": 9})
 
     with fake_llm(reply) as server:
         written = generate(server, tmp_path)
@@ -201,13 +214,108 @@ def test_what_was_answered_before_the_server_died_is_kept(tmp_path):
     def reply(number, body):
         return good(number, body) if number < 4 else Reply({}, 500)
 
+    changes = {"concurrency": 1, "retries": 0, "num_candidates": 24}
     with fake_llm(reply) as server:
-        with pytest.raises(ConnectionError, match=r"requests got no answer, the last because: .*"):
-            generate(server, tmp_path, concurrency=1, retries=0)
-        assert len(server.asked) == 5, "a server that is down is not asked for everything"
+        with pytest.raises(ConnectionError, match=r"5 of 12 requests got no answer, the last bec"):
+            generate(server, tmp_path, **changes)
+        assert len(server.asked) == 9, "a server that is down is not asked for everything"
     with fake_llm(good) as server:
-        assert len(generate(server, tmp_path).samples) == 12
-        assert len(server.asked) == 2
+        assert len(generate(server, tmp_path, **changes).samples) == 24
+        assert len(server.asked) == 8
+
+
+@pytest.mark.parametrize("status", [500, 400])
+def test_one_request_that_the_server_cannot_take_costs_its_own_rows_alone(tmp_path, status):
+    def reply(number, body):
+        is_poison = "Example 1\nPrompt:\nadd 3 and 1" in body["messages"][0]["content"]
+        return Reply({}, status) if is_poison else good(number, body)
+
+    changes = {"num_candidates": 24, "num_examples": 1, "retries": 0, "concurrency": 1}
+    too_many = pytest.raises((ConnectionError, ConfigError), match="2 of 12 requests")
+    with fake_llm(reply) as server, too_many:
+        generate(server, tmp_path, **changes)
+    wide = {**changes, "num_candidates": 60, "rows_per_request": 1}
+    targets = [*TARGETS, *(sample_from_pair(f"mul {n} and 1", f"{n}") for n in range(6))]
+    with fake_llm(reply) as server:
+        assignment = Assignment(targets, 0, seed=7, log_file=tmp_path / "wide" / "answers.jsonl")
+        written = Server(source(server, **wide)).generate(assignment)
+    assert written.facts["refused_answers"] == {"no_answer": 5}
+    assert len(written.samples) == 110
+
+
+def test_an_answer_that_is_kept_counts_though_a_limit_is_reached_before_its_turn(tmp_path):
+    def reply(number, body):
+        return Reply({}, 500) if number == 0 else good(number, body)
+
+    changes = {"concurrency": 1, "retries": 0, "max_requests": 5}
+    with fake_llm(reply) as server:
+        with pytest.raises(ConnectionError, match="1 of 6 requests got no answer"):
+            generate(server, tmp_path, **changes)
+        written = generate(server, tmp_path, **changes)
+    assert written.facts["stopped_by"] == "max_requests"
+    assert len(written.samples) == 10
+
+
+def test_a_slow_answer_is_counted_and_a_longer_wait_gets_it(tmp_path):
+    def slow(number, body):
+        time.sleep(1.0)
+        return good(number, body)
+
+    changes = {"concurrency": 6, "price_completion": 1.0, "max_tokens": 50}
+    with fake_llm(slow) as server:
+        nothing = generate(server, tmp_path, timeout_s=0.3, max_requests=6, **changes)
+        assert nothing.samples == []
+        num_asked = len(server.asked)  # the limit, and what was under way when it was reached
+        assert 6 <= num_asked == nothing.facts["num_requests"] <= 12
+        assert nothing.facts["cost"] == pytest.approx(num_asked * 50 / 1e6)
+        assert len(generate(server, tmp_path, timeout_s=20, **changes).samples) == 12
+
+
+def test_an_error_that_never_ends_ends_in_time(tmp_path):
+    with fake_llm(lambda number, body: Reply(ENDLESS, status=500)) as server:
+        changes = {"timeout_s": 0.5, "num_candidates": 2}
+        assert generate(server, tmp_path, **changes).facts["refused_answers"] == {"too_slow": 3}
+
+
+def test_more_candidates_ask_for_more_and_for_nothing_twice(tmp_path):
+    with fake_llm(good) as server:
+        few = generate(server, tmp_path, num_candidates=12)
+        more = generate(server, tmp_path, num_candidates=20)
+        assert len(server.asked) == 10
+    assert more.samples[:12] == few.samples
+
+
+def test_an_interrupt_ends_the_asking(tmp_path):
+    def reply(number, body):
+        if number == 3:
+            signal.raise_signal(signal.SIGUSR1)
+        return good(number, body)
+
+    class Interrupted(BaseException):
+        """As Dagster's own: no KeyboardInterrupt."""
+
+    def interrupt(*_):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with fake_llm(reply) as server:
+            with pytest.raises(Interrupted):
+                generate(server, tmp_path, num_candidates=400, concurrency=1)
+            asked = len(server.asked)
+            time.sleep(0.3)
+            assert len(server.asked) == asked < 200
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) >= 3
+
+
+@pytest.mark.parametrize("key", ["sk-47\x7f11", "sk-47é11", "sk-47\n11"])
+def test_a_key_that_no_header_takes_is_refused_without_repeating_it(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("A_KEY", key)
+    with fake_llm(good) as server, pytest.raises(ConfigError, match=r"\$A_KEY holds") as error:
+        generate(server, tmp_path, api_key_variable="A_KEY")
+    assert "47" not in str(error.value)
 
 
 def test_nobody_listens_is_said_with_the_address(tmp_path):
@@ -231,6 +339,11 @@ def test_a_log_that_was_cut_off_is_taken_up_and_one_that_was_changed_is_refused(
         log.write_bytes(b'{"request": 1}\n' + log.read_bytes())
         with pytest.raises(ArtifactError, match=r"answers.jsonl:1: expected one answer"):
             generate(server, tmp_path)
+    log.write_bytes(b"".join(lines)[:-1])  # as editors leave it
+    with fake_llm(good) as server:
+        assert len(generate(server, tmp_path, num_candidates=14).samples) == 14
+        assert len(server.asked) == 1
+    assert len(AnswerLog(log).file.read_bytes().splitlines()) == 7
     log.write_bytes(lines[0] + lines[0])
     with pytest.raises(ArtifactError, match="is there twice"):
         AnswerLog(log)
@@ -267,6 +380,7 @@ def test_fields_of_the_request_can_be_added_and_taken_away(tmp_path):
         ({"base_url": "http://example.org/v1"}, "would travel in the clear"),
         ({"base_url": "http://169.254.169.254/v1"}, "would travel in the clear"),
         ({"base_url": "https://me:secret@example.org/v1"}, "holds a password"),
+        ({"base_url": "https://example.org/v1?api-key=secret"}, "holds a password or a query"),
         ({"base_url": "file:///etc/passwd"}, "expected http"),
         ({"format": "completion"}, "set rows_per_request: 1"),
         ({"max_cost": 1.0}, "limits nothing without price"),

@@ -24,7 +24,7 @@ def line(tmp_path):
     return line
 
 
-def finish_round(line, costs, after, promoted=True):
+def finish_round(line, costs, after, champion=0):
     """Leave what a round leaves: the cost of each chosen row by target, and who was right."""
 
     def leave(stage, **files):
@@ -33,8 +33,8 @@ def finish_round(line, costs, after, promoted=True):
                 write_json(folder / f"{name}.json", value)
 
     leave("selected_subset", picks=[{"target_id": i, "cost": c} for i, c in costs])
-    leave("evaluation", after={"validation": after}, before={"validation": [1.0] * 4})
-    leave("promoted_adapter", facts={"promoted": promoted})
+    leave("evaluation", after={"validation": after}, base={"validation": [1.0] * 4})
+    leave("promoted_adapter", facts={"champion_round": champion})
 
 
 def test_all_targets_weigh_the_same_at_first(line):
@@ -53,7 +53,7 @@ def test_targets_of_a_subtask_that_is_answered_wrongly_weigh_more(line):
     finish_round(line, costs, [0.0, 1.0, 0.0, 1.0])  # all of s0 wrong, all of s1 right
     assert [pressure(line, 1)[i] for i in IDS] == pytest.approx([1.5, 0.5, 1.5, 0.5])
     # An adapter that was not promoted does not answer in the next round.
-    finish_round(line, costs, [0.0] * 4, promoted=False)
+    finish_round(line, costs, [0.0] * 4, champion=None)
     assert set(pressure(line, 1).values()) == {1.0}
 
 
