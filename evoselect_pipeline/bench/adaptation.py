@@ -115,10 +115,10 @@ def run_cells(blocks: Sequence[Sequence[Cell]], folder: Path, num_workers: int) 
             for future in as_completed(futures):
                 future.result()
         except BaseException:
-            for future in futures:
-                future.cancel()
+            # Else the pool waits for whole blocks. What waits its turn it gives up by itself; it
+            # must not be cancelled before, which CPython 3.11 trips over.
             for worker in set(multiprocessing.active_children()) - before:
-                _end(worker, folder)  # else the pool waits for whole blocks
+                _end(worker, folder)
             raise
 
 
