@@ -15,11 +15,9 @@ from evoselect_pipeline.generation.requests import Request
 from evoselect_pipeline.stores.answer_log import Answer
 
 MOST_STARTS = 1_000  # places where rows are looked for in one answer
+CUT = ("too_long", "too_slow", "broken_off")  # by us or by the network: worth another try later
 # Ends of an answer that holds no row: as servers call them, then as we do.
-BROKEN = (
-    *("length", "content_filter", "refused"),
-    *("malformed", "too_long", "too_slow", "broken_off"),
-)
+BROKEN = ("length", "content_filter", "refused", "malformed", *CUT)
 
 
 class Row(BaseModel):

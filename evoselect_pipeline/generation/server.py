@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evoselect_pipeline.config_rows import ServerSource
 from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.errors import ConfigError
-from evoselect_pipeline.generation.answers import read_answer
+from evoselect_pipeline.generation.answers import CUT, read_answer
 from evoselect_pipeline.generation.asking import NoAnswer, Rejected, ask, open_client
 from evoselect_pipeline.generation.base import Assignment, Generated
 from evoselect_pipeline.generation.requests import Request, checked_template, requests_for
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 TRIES = 3  # how often a request is put whose answers cannot be read
-CUT = ("too_long", "too_slow", "broken_off")  # by us or by the network: worth another try later
 MOST_SILENT = 5  # requests in a row without an answer: the server is down
 FEW = 0.1  # share of requests without an answer that a round can do without
 
@@ -90,12 +89,10 @@ class _Round:
     log: AnswerLog
     limit: str | None = None  # the spending limit that ended the asking
     _refusal: ConfigError | None = None  # what the server would say to every request
-    _unanswered: list[str] = field(default_factory=list)  # why, a request each
+    _unanswered: list[NoAnswer] = field(default_factory=list)  # a request each
     _rows: dict[str, list[Sample]] = field(default_factory=dict)
     _refused: dict[str, list[str]] = field(default_factory=dict)
     _tries: dict[str, int] = field(default_factory=dict)
-    _attempts: dict[str, int] = field(default_factory=dict)
-    _num_rejected: int = 0  # of those
     _silent: int = 0  # requests in a row without an answer
     _done: int = 0
 
@@ -113,15 +110,14 @@ class _Round:
     def read_log(self) -> None:
         """Settle first what was answered before: a limit must not hide what is paid for."""
         for request in self.requests:
-            attempt = 0
-            while answer := self.log.get(request.key, attempt):
+            for answer in self.log.answers_to(request.key):
                 self._heed(request, answer, is_new=False)
-                attempt += 1
-            self._attempts[request.key] = attempt
 
     async def ask_all(self) -> None:
         """Put what is open, a few at a time, until all is answered or a limit is reached."""
-        waiting = iter([request for request in self.requests if self._is_open(request)])
+        still_open = [request for request in self.requests if self._is_open(request)]
+        self._done = len(self.requests) - len(still_open)
+        waiting = iter(still_open)
         async with open_client(self.source) as client, asyncio.TaskGroup() as group:
             for _ in range(self.source.concurrency):
                 group.create_task(self._work(client, waiting))
@@ -130,8 +126,8 @@ class _Round:
         missing = len(self._unanswered)
         if missing > FEW * len(self.requests) or self._silent >= MOST_SILENT:
             # What is refused would be refused again; what is silent may speak later.
-            kind = ConfigError if self._num_rejected == missing else ConnectionError
-            raise kind(
+            is_for_good = all(isinstance(error, Rejected) for error in self._unanswered)
+            raise (ConfigError if is_for_good else ConnectionError)(
                 f"{self.source.base_url}: {missing} of {len(self.requests)} requests got no answer,"
                 f" the last because: {self._unanswered[-1]}. What was answered is kept; materialize"
                 " candidates again when the server is well"
@@ -152,12 +148,10 @@ class _Round:
             self.limit = self.limit or self._limit_reached()
             if self.limit:
                 return
-            attempt = self._attempts[request.key]
             try:
-                answer = await ask(client, self.source, request, attempt)
+                answer = await ask(client, self.source, request, self.log.next_attempt(request.key))
             except NoAnswer as error:
-                self._unanswered.append(str(error))
-                self._num_rejected += isinstance(error, Rejected)
+                self._unanswered.append(error)
                 self._silent += 1
                 return
             except ConfigError as error:
@@ -165,7 +159,6 @@ class _Round:
                 return
             self._silent = 0
             self.log.append(answer)
-            self._attempts[request.key] = attempt + 1
             self._heed(request, answer, is_new=True)
 
     def _is_open(self, request: Request) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +64,7 @@ class AnswerLog:
     def __init__(self, file: Path):
         self.file = file
         self.spent = Spent(0, 0, 0.0)
-        self._answers: dict[tuple[str, int], Answer] = {}
+        self._answers: dict[str, dict[int, Answer]] = defaultdict(dict)  # by request and attempt
         self._cut_off: int | None = None  # where a last line begins that a kill cut off
         self._line_end = b""  # what the last line lacks
         if file.is_file():
@@ -74,9 +75,13 @@ class AnswerLog:
             if end < len(whole):
                 self._take_up(whole, end)
 
-    def get(self, request: str, attempt: int) -> Answer | None:
-        """What was answered to this attempt, if it was."""
-        return self._answers.get((request, attempt))
+    def answers_to(self, request: str) -> list[Answer]:
+        """What was answered to a request, attempt by attempt."""
+        return [answer for _, answer in sorted(self._answers[request].items())]
+
+    def next_attempt(self, request: str) -> int:
+        """The number of an attempt that nothing was answered to, nor to a later one."""
+        return max(self._answers[request], default=-1) + 1
 
     def append(self, answer: Answer) -> None:
         """Write an answer down; it is on the disk when this returns."""
@@ -105,10 +110,12 @@ class AnswerLog:
             self._line_end = b"\n"
 
     def _keep(self, answer: Answer) -> None:
-        key = (answer.request, answer.attempt)
-        if key in self._answers:
-            raise ArtifactError(f"{self.file}: attempt {key[1]} of request {key[0]} is there twice")
-        self._answers[key] = answer
+        attempts = self._answers[answer.request]
+        if answer.attempt in attempts:
+            raise ArtifactError(
+                f"{self.file}: attempt {answer.attempt} of request {answer.request} is there twice"
+            )
+        attempts[answer.attempt] = answer
         self.spent = Spent(
             self.spent.num_requests + 1,
             self.spent.num_tokens + answer.prompt_tokens + answer.completion_tokens,

@@ -69,3 +69,21 @@ def test_whatever_a_model_says_is_rows_or_reasons(frame, text):
     answer = Answer("r", 0, frame.format(text), "stop", 1, 1, False, 0.0)
     found = read_answer(answer, Request("k", "w", ("p",)), as_json=True, source="llm:m")
     assert found.samples or found.refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"base_url": "http://example.org/v1"}, "would travel in the clear"),
+        ({"base_url": "http://169.254.169.254/v1"}, "would travel in the clear"),
+        ({"base_url": "https://me:secret@example.org/v1"}, "holds a password"),
+        ({"base_url": "https://example.org/v1?api-key=secret"}, "holds a password or a query"),
+        ({"base_url": "file:///etc/passwd"}, "expected http"),
+        ({"format": "completion"}, "set rows_per_request: 1"),
+        ({"max_cost": 1.0}, "limits nothing without price"),
+    ],
+)
+def test_a_source_that_cannot_be_meant_is_refused(changes, said):
+    settings = {"kind": "server", "base_url": "http://localhost:1/v1", "model": "m"}
+    with pytest.raises(ValueError, match=said):
+        ServerSource(**(settings | changes))
