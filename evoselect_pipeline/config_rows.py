@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+from evoselect_pipeline.addresses import is_in_the_clear
 
 
 class Settings(BaseModel):
@@ -131,7 +131,7 @@ class ServerSource(Settings):
                 "base_url holds a password or a query; put the key into the environment instead,"
                 " and its name into api_key_variable"
             )
-        if address.scheme == "http" and not (self.allow_insecure or address.hostname in LOOPBACK):
+        if is_in_the_clear(address) and not self.allow_insecure:
             raise ValueError(
                 f"base_url {self.base_url!r}: rows and key would travel in the clear; use https, or"
                 " set allow_insecure for a network you trust"

@@ -9,10 +9,11 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
+from evoselect_pipeline.addresses import is_in_the_clear
+
 WEBHOOK = "EVOSELECT_WEBHOOK"
 TIMEOUT_S = 10
 WILL_RETRY = "dagster/will_retry"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dg.run_failure_sensor(
@@ -76,7 +77,7 @@ def failure_told(run: dg.DagsterRun, message: str) -> dict[str, str]:
 def post(address: str, told: dict[str, str]) -> None:
     """Send a message as JSON; over https, or in the clear to this machine alone."""
     parts = urlsplit(address)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
+    if parts.scheme not in ("http", "https") or is_in_the_clear(parts):
         raise ValueError(f"${WEBHOOK}: expected https://..., or http:// to this machine")
     request = urllib.request.Request(
         address, json.dumps(told).encode(), {"Content-Type": "application/json"}

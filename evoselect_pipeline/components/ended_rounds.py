@@ -6,6 +6,7 @@ from evoselect_pipeline.components.automation import in_flight
 from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.errors import RoundHeldError
 from evoselect_pipeline.rounds.report import REPORT
+from evoselect_pipeline.stores.artifacts import is_published
 from evoselect_pipeline.stores.home import round_key
 from evoselect_pipeline.stores.tracking import Tracking
 
@@ -30,8 +31,8 @@ def closes_ended_rounds(context: dg.SensorEvaluationContext, home: HomeResource)
             continue
         try:
             with opened.lease(line, "closing an ended round"):
-                has_report = (opened.round_dir(line, number) / REPORT / "manifest.json").is_file()
-                tracking.finish_round(line, number, "FINISHED" if has_report else "FAILED")
+                is_whole = is_published(opened.round_dir(line, number) / REPORT)
+                tracking.finish_round(line, number, "FINISHED" if is_whole else "FAILED")
         except RoundHeldError:
             continue  # somebody has begun to work on it
         closed.append(f"{line} {round_key(number)}")

@@ -9,6 +9,7 @@ import dagster as dg
 from evoselect_pipeline.components.automation import IN_FLIGHT, MAX_RETRIES, PARTITION_TAG, is_of
 from evoselect_pipeline.errors import RoundOrderError
 from evoselect_pipeline.rounds.line import PROMOTED, Line
+from evoselect_pipeline.stores.artifacts import MANIFEST
 from evoselect_pipeline.stores.home import round_key
 
 PRIORITY = "dagster/priority"  # the queue takes the highest first; a retry inherits its run's tags
@@ -55,11 +56,11 @@ def leave_if_finished(context: dg.AssetExecutionContext, line: Line, round_numbe
     RoundOrderError
         If the round was finished meanwhile.
     """
-    promotion = line.stage_dir(round_number, PROMOTED) / "manifest.json"
-    launched = context.instance.get_run_record_by_id(context.run.run_id)
-    if launched is None or not promotion.is_file():
+    if not line.has(round_number, PROMOTED):
         return
-    if promotion.stat().st_mtime > launched.create_timestamp.timestamp():
+    finished = (line.stage_dir(round_number, PROMOTED) / MANIFEST).stat().st_mtime
+    launched = context.instance.get_run_record_by_id(context.run.run_id)
+    if launched and finished > launched.create_timestamp.timestamp():
         raise RoundOrderError(
             f"round {round_key(round_number)} of line {line.name!r} was finished after this run was"
             " launched, by `evoselect run` or another run: nothing is left to do. To make the round"

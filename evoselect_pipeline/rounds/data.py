@@ -1,4 +1,4 @@
-"""The first stages of a round: the trusted rows, the adapter that enters, the candidates."""
+"""What a round begins with: the trusted rows, the adapter that enters, what was chosen before."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import ArtifactError, RoundOrderError
-from evoselect_pipeline.stores.artifacts import Artifact, open_artifact
+from evoselect_pipeline.stores.artifacts import Artifact, is_published, open_artifact
 from evoselect_pipeline.stores.home import Home, round_key
 from evoselect_pipeline.stores.lance import LanceStore
 from evoselect_pipeline.stores.tracking import Tracking
@@ -54,7 +54,7 @@ class Line:
 
     def has(self, round_number: int, stage: str) -> bool:
         """Whether a stage of a round has published its artifact, looked into or not."""
-        return (self.stage_dir(round_number, stage) / "manifest.json").is_file()
+        return is_published(self.stage_dir(round_number, stage))
 
     def round_seed(self, round_number: int, purpose: str) -> int:
         """A seed of its own for each round and purpose, fixed by the line's seed."""

@@ -126,6 +126,11 @@ def open_artifact(directory: Path | str) -> Artifact:
     return Artifact(path, manifest)
 
 
+def is_published(directory: Path) -> bool:
+    """Whether an artifact is there, looked into or not."""
+    return (directory / MANIFEST).is_file()
+
+
 def find(directory: Path | str, inputs: Mapping[str, Any]) -> Artifact | None:
     """The artifact in `directory` if it is whole and was made from exactly these inputs.
 

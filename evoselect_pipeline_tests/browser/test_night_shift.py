@@ -1,6 +1,5 @@
 """What a person does with a line in the UI: leave rounds to it, and read in the morning."""
 
-import os
 import re
 import time
 from itertools import pairwise
@@ -11,10 +10,10 @@ import pytest
 
 from evoselect_pipeline.rounds.line import read_json
 from evoselect_pipeline_tests.browser.serving import served
+from evoselect_pipeline_tests.integration.process import IS_LONG
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
-IS_LONG = os.environ.get("EVOSELECT_LONG") == "1"
 ROUNDS = ("0000", "0001", "0002") if IS_LONG else ("0000", "0001")
 BACKFILL_TIMEOUT_S = 600
 

@@ -3,7 +3,6 @@
 `EVOSELECT_LONG=1`: on a real `evoselect ui`, its webserver, its daemon, and workers of their own.
 """
 
-import os
 import time
 from itertools import pairwise
 
@@ -15,7 +14,7 @@ from evoselect_pipeline.stores.tracking import Tracking
 from evoselect_pipeline_tests.browser.serving import served
 from evoselect_pipeline_tests.deployment.compose import wait_for
 from evoselect_pipeline_tests.deployment.graphql import Webserver
-from evoselect_pipeline_tests.integration.process import finish, write_line
+from evoselect_pipeline_tests.integration.process import IS_LONG, finish, write_line
 
 LINES = ("apples", "pears", "plums")
 KEYS = [f"{number:04d}" for number in range(10)]
@@ -26,9 +25,7 @@ RETRIED_WITHIN_S = 60  # the daemon looks for failed runs every few seconds
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(BACKFILL_S + 600),
-    pytest.mark.skipif(
-        os.environ.get("EVOSELECT_LONG") != "1", reason="takes half an hour; set EVOSELECT_LONG=1"
-    ),
+    pytest.mark.skipif(not IS_LONG, reason="takes half an hour; set EVOSELECT_LONG=1"),
 ]
 
 

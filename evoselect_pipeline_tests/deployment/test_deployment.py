@@ -20,9 +20,8 @@ from evoselect_pipeline.stores.artifacts import open_artifact
 from evoselect_pipeline_tests.deployment.compose import BIN, PORTS, REPOSITORY, Deployment, wait_for
 from evoselect_pipeline_tests.deployment.graphql import Webserver
 from evoselect_pipeline_tests.deployment.postgres import Postgres
-from evoselect_pipeline_tests.integration.process import start, write_line
+from evoselect_pipeline_tests.integration.process import IS_LONG, start, write_line
 
-IS_LONG = os.environ.get("EVOSELECT_LONG") == "1"
 NUM_ROUNDS = 5 if IS_LONG else 2
 PASSWORD = "p@ss:word/%"  # every mark that an address would have to escape
 LINE = "tiny"

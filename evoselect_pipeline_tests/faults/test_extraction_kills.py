@@ -3,7 +3,6 @@
 `EVOSELECT_LONG=1` runs it at full size: 5,000 rows and 20 kills, some minutes.
 """
 
-import os
 import random
 import signal
 import subprocess
@@ -16,8 +15,8 @@ import numpy as np
 from evoselect_pipeline.core.records import ID_LENGTH
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline.stores.lance import LanceStore
+from evoselect_pipeline_tests.integration.process import IS_LONG
 
-IS_LONG = os.environ.get("EVOSELECT_LONG") == "1"
 NUM_ROWS, NUM_KILLS = (5000, 20) if IS_LONG else (600, 3)
 COMMIT, DIM, NUM_TARGETS = (256 if IS_LONG else 60), 2048, 16
 LATEST_KILL_S = 2.5 if IS_LONG else 1.0

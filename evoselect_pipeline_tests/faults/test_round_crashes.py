@@ -5,7 +5,6 @@ which nobody disturbed. Kills are SIGKILL: at named points of the stores (`EVOSE
 seeded random times after something has appeared on disk.
 """
 
-import os
 import random
 import signal
 import time
@@ -22,6 +21,7 @@ from evoselect_pipeline.stores.lance import LanceStore
 from evoselect_pipeline.stores.tracking import Tracking
 from evoselect_pipeline_tests.integration.in_dagster import materialize
 from evoselect_pipeline_tests.integration.process import (
+    IS_LONG,
     finish,
     manifests,
     overrides,
@@ -49,8 +49,8 @@ KEYS = {
     "decisions": ["line", "round", "sample_id"],
 }
 
-IS_LONG = os.environ.get("EVOSELECT_LONG") == "1"  # a second kill in assets that have had one
 
+# Where IS_LONG, assets that have had one kill get a second.
 # (point of the kill, the asset in whose step it is); each run goes on from the one before.
 EARLY = [
     ("publish:before_manifest", "target_set"),

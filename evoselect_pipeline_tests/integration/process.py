@@ -12,6 +12,7 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+IS_LONG = os.environ.get("EVOSELECT_LONG") == "1"
 
 TINY = {
     "generator.num_candidates": 200,

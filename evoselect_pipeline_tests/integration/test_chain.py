@@ -1,7 +1,5 @@
 """Law: a comparison's rounds in memory choose and train what the pipeline's stages do."""
 
-import os
-
 import pytest
 
 from evoselect_pipeline.bench import chain
@@ -11,11 +9,10 @@ from evoselect_pipeline.rounds.data import target_set
 from evoselect_pipeline.rounds.line import Line, read_facts, read_json
 from evoselect_pipeline.rounds.stages import STAGES
 from evoselect_pipeline.stores.home import Home
-from evoselect_pipeline_tests.integration.process import TINY
+from evoselect_pipeline_tests.integration.process import IS_LONG, TINY
 
 pytestmark = pytest.mark.slow
 
-IS_LONG = os.environ.get("EVOSELECT_LONG") == "1"
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = TINY | {

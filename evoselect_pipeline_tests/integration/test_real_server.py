@@ -6,7 +6,6 @@ learned here. What is shown is that every part meets the real other one.
 
 import json
 import os
-import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from evoselect_pipeline_tests.browser.serving import free_port
 from evoselect_pipeline_tests.deployment.compose import wait_for
 from evoselect_pipeline_tests.integration.process import BIN, REPOSITORY, finish
 
@@ -33,9 +33,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The address of a server of the shipped model."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("serve") / "log"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [BIN / "transformers", "serve", str(MODEL), "--host", "127.0.0.1", "--port", port]

@@ -15,6 +15,7 @@ MOST_LINES = 400
 
 # A folder may use those of its own rank and of lower ranks.
 RANKS = {
+    "addresses": 0,
     "errors": 0,
     "progress": 0,
     "core": 1,
