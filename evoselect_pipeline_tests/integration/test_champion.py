@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 
 from evoselect_pipeline.commands.context import read_line_config
+from evoselect_pipeline.components.feedback import entering_event
 from evoselect_pipeline.errors import DataError, RoundOrderError
 from evoselect_pipeline.rounds.champion import appoint, champion
 from evoselect_pipeline.rounds.data import incoming_adapter
@@ -199,6 +200,8 @@ def test_an_old_round_that_cannot_be_read_makes_no_other_one_stale(line):
     assert stale_rounds(line) == []
     shutil.rmtree(line.stage_dir(0, "lora_checkpoint"))
     assert stale_rounds(line) == []
+    told = entering_event(line, 1, "Round 0000 was made again.")
+    assert told.tags == {"dagster/data_version": "unsettled"}
 
 
 @pytest.mark.slow
