@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from evoselect_pipeline.commands.console import (
     live_progress,
@@ -19,8 +21,9 @@ from evoselect_pipeline.commands.console import (
 )
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.config_file import parse_config
+from evoselect_pipeline.config_rows import Columns
 from evoselect_pipeline.core.features import selection_problem
-from evoselect_pipeline.core.gates import evaluation_keys, gate
+from evoselect_pipeline.core.gates import gate
 from evoselect_pipeline.core.records import Sample
 from evoselect_pipeline.core.selection import Rejection, Selection, SelectionProblem
 from evoselect_pipeline.core.selectors import select
@@ -30,7 +33,7 @@ from evoselect_pipeline.rounds.problem import judges_answers
 from evoselect_pipeline.rounds.quality import answer_quality
 from evoselect_pipeline.rounds.representation import Represented, represent
 from evoselect_pipeline.stores.artifacts import write_bytes_atomic
-from evoselect_pipeline.stores.jsonl import read_samples, read_samples_with_rows
+from evoselect_pipeline.stores.rows import UserRow, read_samples, read_user_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,22 +57,26 @@ class Request:
     overrides: tuple[str, ...] = ()
     max_tokens: int | None = None
     source_share: float | None = None
+    columns: tuple[str, ...] = ()
 
 
 def select_rows(request: Request, format: str) -> None:
     """Choose rows and write them; a summary goes to stdout."""
     config = selection_config(request)
     _check_out(request.out)
-    rows = read_samples_with_rows(request.candidates)
-    targets = list({s.sample_id: s for s in read_samples(request.target)}.values())
-    passed, rejected = gate([sample for sample, _ in rows], evaluation_keys(targets))
+    columns = _columns(request.columns)
+    rows = read_user_rows(request.candidates, columns)
+    found = read_samples(request.target, columns)
+    targets = list({sample.sample_id: sample for sample in found}.values())
+    # Targets are there to be resembled; only their very prompts are no candidates.
+    passage = gate([row.sample for row in rows], targets, replace(config.gates, overlap="off"))
     # Sums depend on their order in the last digits; the order of lines must not show in the result.
-    passed.sort(key=lambda sample: sample.sample_id)
+    passed = sorted(passage.passed, key=lambda sample: sample.sample_id)
     budget = _budget(request, len(passed), config)
     with live_progress():
         represented = represent(passed, targets, config)
         selection, unusable = choose(passed, targets, budget, represented, config)
-    rejections = [*rejected, *unusable, *selection.rejections]
+    rejections = [*passage.rejected, *unusable, *selection.rejections]
     _write(request.out, _chosen_rows(rows, selection))
     _report(request, selection, rejections, len(rows), format)
 
@@ -159,6 +166,18 @@ def selection_config(request: Request) -> LineConfig:
     return parse_config(tree, "the command line", request.overrides)
 
 
+def _columns(named: Sequence[str]) -> Columns:
+    """Where both files keep what: KEY=COLUMN, as in prompt=question."""
+    pairs = {key: column for key, _, column in (name.partition("=") for name in named)}
+    try:
+        return Columns.model_validate(pairs)
+    except ValidationError as error:
+        known = ", ".join(Columns.model_fields)
+        raise ConfigError(
+            f"--column: {error.errors()[0]['msg']}; expected KEY=COLUMN with a KEY of {known}"
+        ) from None
+
+
 def _check_out(out: Path) -> None:
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"--out {out}: expected a name ending in {' or '.join(SUFFIXES)}")
@@ -181,9 +200,9 @@ def _budget(request: Request, num_rows: int, config: LineConfig) -> Budget:
     return Budget(num_wanted, config.selection.max_tokens, config.selection.source_share)
 
 
-def _chosen_rows(rows: Sequence[tuple[Sample, dict]], selection: Selection) -> list[dict[str, Any]]:
+def _chosen_rows(rows: Sequence[UserRow], selection: Selection) -> list[dict[str, Any]]:
     row_of: dict[str, dict] = {}
-    for sample, row in rows:
+    for sample, row, _ in rows:
         row_of.setdefault(sample.sample_id, row)
     return [
         {**row_of[pick.sample_id], **{name: getattr(pick, name) for name in GAINED}}
@@ -193,7 +212,8 @@ def _chosen_rows(rows: Sequence[tuple[Sample, dict]], selection: Selection) -> l
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:
     if out.suffix == ".jsonl":
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        # Parquet knows dates and other values that JSON has no form for.
+        lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
         write_bytes_atomic(out, "".join(lines).encode("utf-8"))
         return
     import io

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from evoselect_pipeline.core.gates import normalised, text_key
 from evoselect_pipeline.core.records import Sample
+from evoselect_pipeline.core.text_keys import normalised, text_key
 
 SHINGLE_WORDS = 3
 SURE_COPY = 0.95
@@ -80,11 +80,44 @@ def distinct_overlap(samples: Sequence[Sample]) -> float:
     return max((overlap for overlap in overlaps if overlap <= SURE_COPY), default=0.0)
 
 
+def near_pairs(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, int]]:
+    """Numbers of any two texts whose shingles overlap at `threshold` or more, earlier one first.
+
+    Texts of fewer than `MIN_SHINGLES` shingles are in no pair.
+    """
+    sets = [text_shingles(text) for text in texts]
+    num_rows = Counter(shingle for own in sets for shingle in own)
+    rows_with: defaultdict[str, list[int]] = defaultdict(list)
+    for number, own in enumerate(sets):
+        if len(own) < MIN_SHINGLES:
+            continue
+        rare = _rarest(own, num_rows, threshold)
+        for other in sorted({row for shingle in rare for row in rows_with[shingle]}):
+            if _jaccard(own, sets[other]) >= threshold:
+                yield other, number
+        for shingle in rare:
+            rows_with[shingle].append(number)
+
+
 def shingles(sample: Sample) -> frozenset[str]:
-    """Runs of three words of a row, prompt and answer; a wide character counts as a word."""
-    words = _words(" ".join(normalised(message.content) for message in sample.messages))
-    last = max(1, len(words) - SHINGLE_WORDS + 1)
-    return frozenset(" ".join(words[i : i + SHINGLE_WORDS]) for i in range(last))
+    """Runs of three words of a row, prompt and answer."""
+    return text_shingles(" ".join(message.content for message in sample.messages))
+
+
+def text_shingles(text: str) -> frozenset[str]:
+    """Runs of three words of a text."""
+    in_order = words(text)
+    last = max(1, len(in_order) - SHINGLE_WORDS + 1)
+    return frozenset(" ".join(in_order[i : i + SHINGLE_WORDS]) for i in range(last))
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, normalised; a character of a script without blanks counts as one."""
+    spaced = "".join(
+        f" {letter} " if unicodedata.east_asian_width(letter) in "WF" else letter
+        for letter in normalised(text)
+    )
+    return spaced.split()
 
 
 def _rarest(own: frozenset[str], num_rows: Counter[str], threshold: float) -> list[str]:
@@ -97,14 +130,6 @@ def _rarest(own: frozenset[str], num_rows: Counter[str], threshold: float) -> li
     in_order = sorted(own, key=lambda shingle: (num_rows[shingle], shingle))
     # A hair below: rounding up by mistake would miss a pair just at the threshold.
     return in_order[: len(own) - math.ceil(threshold * len(own) - 1e-9) + 1]
-
-
-def _words(text: str) -> list[str]:
-    """Split at blanks, and between the characters of scripts that are written without them."""
-    spaced = "".join(
-        f" {letter} " if unicodedata.east_asian_width(letter) in "WF" else letter for letter in text
-    )
-    return spaced.split()
 
 
 def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:

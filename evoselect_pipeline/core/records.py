@@ -90,7 +90,10 @@ def sample_from_pair(prompt: str, completion: str, **provenance) -> Sample:
 
 
 def sample_from_row(row: Mapping[str, object], where: str, **provenance) -> Sample:
-    """Read a sample from a user's row: `messages`, or `prompt` and `completion`.
+    """Read a sample from a row: `messages`, or `prompt` and `completion`.
+
+    A `system` beside `prompt` is the system turn. Prompt and completion are text, or lists of turns
+    themselves, as TRL has them.
 
     Parameters
     ----------
@@ -104,21 +107,36 @@ def sample_from_row(row: Mapping[str, object], where: str, **provenance) -> Samp
     DataError
         If neither form is present, or a field has the wrong type.
     """
-    if "messages" in row:
-        turns = row["messages"]
-        if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-            raise DataError(f"{where}: `messages` must be a list of objects with role and content")
-        messages = [Message(turn.get("role", ""), turn.get("content", "")) for turn in turns]
-    elif "prompt" in row and "completion" in row:
-        messages = [Message("user", row["prompt"]), Message("assistant", row["completion"])]  # type: ignore[arg-type]
+    if row.get("messages") is not None:
+        messages = _turns(row["messages"], "messages", where)
+    elif row.get("prompt") is not None and row.get("completion") is not None:
+        messages = [
+            *([Message("system", row["system"])] if row.get("system") else []),  # type: ignore[arg-type]
+            *_said_by("user", row["prompt"], "prompt", where),
+            *_said_by("assistant", row["completion"], "completion", where),
+        ]
     else:
+        found = sorted(name for name, value in row.items() if value is not None)
         raise DataError(
-            f"{where}: expected `messages`, or `prompt` and `completion`; found {sorted(row)}"
+            f"{where}: expected `messages`, or `prompt` and `completion`; found {found}. Name the"
+            " columns that hold them, as in columns: {prompt: question, completion: answer}"
         )
     try:
         return make_sample(messages, **provenance)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
+
+
+def _said_by(role: str, value: object, name: str, where: str) -> list[Message]:
+    if isinstance(value, list):
+        return _turns(value, name, where)
+    return [Message(role, value)]  # type: ignore[arg-type]
+
+
+def _turns(value: object, name: str, where: str) -> list[Message]:
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
+        raise DataError(f"{where}: `{name}` must be a list of objects with role and content")
+    return [Message(turn.get("role", ""), turn.get("content", "")) for turn in value]
 
 
 def make_sample(messages: Sequence[Message], **provenance) -> Sample:

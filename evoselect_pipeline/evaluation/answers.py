@@ -1,4 +1,4 @@
-"""Exact match of greedily decoded answers."""
+"""A model's greedily decoded answers, and how right they are."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model answered to one row, and whether that is the reference answer."""
+    """What the model answered to one row, and how right that is, from 0 to 1."""
 
     sample_id: str
     answer: str
-    correct: bool
+    score: float
 
 
-def exact_match(
+def scored_answers(
     model: PreTrainedModel,
     encoder: Encoder,
     samples: Sequence[Sample],
+    score: Callable[[str, Sample], float],
     *,
     max_new_tokens: int,
     batch_size: int = 128,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
-    """Decode greedily and compare with the reference, ignoring white space at the ends.
+    """Decode greedily and score each answer by the row that it is to.
 
     Rows are decoded in batches of like length, and come back in the order given.
     """
@@ -51,7 +52,7 @@ def exact_match(
         if on_rows:
             on_rows(len(answers), len(samples))
     return [
-        Prediction(sample.sample_id, answers[i], answers[i].strip() == sample.completion.strip())
+        Prediction(sample.sample_id, answers[i], score(answers[i], sample))
         for i, sample in enumerate(samples)
     ]
 

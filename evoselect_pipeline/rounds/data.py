@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 from evoselect_pipeline.config import LineConfig
-from evoselect_pipeline.config_rows import FileTask
-from evoselect_pipeline.core.gates import evaluation_keys, prompt_key
+from evoselect_pipeline.config_rows import SPLITS, FileTask
 from evoselect_pipeline.core.records import Sample, digest
+from evoselect_pipeline.core.text_keys import evaluation_keys, prompt_key
 from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.evaluation.metrics import load_metric
 from evoselect_pipeline.playground.tasks import TaskRows, task_rows
+from evoselect_pipeline.rounds.file_task import file_task_rows
 from evoselect_pipeline.rounds.line import (
     FACTS,
     Line,
@@ -19,10 +22,14 @@ from evoselect_pipeline.rounds.line import (
     read_json,
     write_json,
 )
-from evoselect_pipeline.stores.artifacts import Artifact, find, open_artifact, publish
+from evoselect_pipeline.stores.artifacts import (
+    Artifact,
+    find,
+    is_published,
+    open_artifact,
+    publish,
+)
 from evoselect_pipeline.stores.jsonl import read_samples, write_samples
-
-SPLITS = ("targets", "validation", "test")
 
 
 def load_task(config: LineConfig) -> TaskRows:
@@ -31,11 +38,12 @@ def load_task(config: LineConfig) -> TaskRows:
     Raises
     ------
     DataError
-        If a split is empty or a prompt stands in two of them.
+        If a split is empty, a prompt stands in two of them, or the task's metric cannot score a
+        row that is to be answered.
     """
     task = config.task
     if isinstance(task, FileTask):
-        rows = TaskRows(*(read_samples(getattr(task, split)) for split in SPLITS))
+        rows = file_task_rows(task)
     else:
         rows = task_rows(
             task.name,
@@ -52,15 +60,16 @@ def load_task(config: LineConfig) -> TaskRows:
                 f"{one} and {other} share {len(shared)} prompts, for example {row.prompt[:80]!r};"
                 " a row may serve one purpose only, so take it out of one of them"
             )
+    load_metric(task.metric).check([*rows.validation, *rows.test])
     return rows
 
 
 def target_set(line: Line) -> Artifact:
     """Publish the task's target, validation and test rows."""
     rows = load_task(line.config)
-    ids = {split: [s.sample_id for s in getattr(rows, split)] for split in SPLITS}
-    inputs = made_from(line, line.config.task.model_dump(mode="json"), rows=digest(ids))
-    directory = line.home.line_dir(line.name) / "target_set"
+    ids = {split: [(s.sample_id, s.subtask) for s in getattr(rows, split)] for split in SPLITS}
+    inputs = made_from(line, {}, rows=digest(ids))  # wherever the rows were read
+    directory = _target_dir(line)
     if found := find(directory, inputs):
         return found
     with publish(directory, inputs=inputs) as folder:
@@ -74,10 +83,22 @@ def target_set(line: Line) -> Artifact:
     return open_artifact(directory)
 
 
+def published_target_set(line: Line) -> Artifact:
+    """The target set that the line works on; the user's rows are read only where there is none.
+
+    To read them again is what `target_set` is for, whose rows are then those of all later stages.
+    """
+    directory = _target_dir(line)
+    return open_artifact(directory) if is_published(directory) else target_set(line)
+
+
 def split_rows(line: Line, split: str) -> list[Sample]:
     """The rows of one split, as published."""
-    directory = line.home.line_dir(line.name) / "target_set"
-    return read_samples(open_artifact(directory).path / f"{split}.jsonl")
+    return read_samples(open_artifact(_target_dir(line)).path / f"{split}.jsonl")
+
+
+def _target_dir(line: Line) -> Path:
+    return line.home.line_dir(line.name) / "target_set"
 
 
 def incoming_adapter(line: Line, round_number: int) -> Artifact:

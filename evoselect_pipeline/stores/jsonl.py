@@ -1,4 +1,4 @@
-"""The user's own rows: JSON lines in, samples out, every error with file and line."""
+"""JSON lines: rows in and samples out, every error with file and line."""
 
 from __future__ import annotations
 
@@ -18,18 +18,14 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
     DataError
         If the file is missing, empty, not UTF-8, or a line is not a JSON object.
     """
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from None
     found = False
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_content(path).split(b"\n"), start=1):
         if not line.strip():
             continue
         found = True
         where = f"{path}:{number}"
         try:
-            row = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+            row = json.loads(line.decode("utf-8"), parse_constant=refuse_constant)
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
         except ValueError as error:
@@ -41,32 +37,40 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
         raise DataError(f"{path}: the file holds no rows; expected one JSON object a line")
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """Read samples in `messages` or `prompt`/`completion` form.
+def read_text(path: Path) -> str:
+    """A whole text file.
 
-    A `task` or `subtask` field names the part of the task a row belongs to.
+    Raises
+    ------
+    DataError
+        If the file is missing or not UTF-8.
     """
-    return [sample for sample, _ in read_samples_with_rows(path)]
+    content = _content(path)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not UTF-8 at byte {error.start} of the file") from None
 
 
-def read_samples_with_rows(path: Path) -> list[tuple[Sample, dict]]:
-    """Read samples, each with the user's own row."""
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from None
+
+
+def refuse_constant(constant: str) -> None:
+    """For `parse_constant`: Python's own decoder takes NaN and Infinity for JSON."""
+    raise ValueError(f"{constant} is not JSON")
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Read samples that `write_samples` wrote."""
     return [
-        (
-            sample_from_row(
-                row,
-                where,
-                subtask=str(row.get("subtask", row.get("task", ""))),
-                source=str(row.get("source", path.name)),
-            ),
-            row,
-        )
+        sample_from_row(row, where, subtask=row["subtask"], source=row["source"])
         for where, row in read_rows(path)
     ]
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def write_samples(path: Path, samples: list[Sample]) -> None:

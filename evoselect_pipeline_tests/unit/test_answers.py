@@ -3,13 +3,16 @@
 import pytest
 
 from evoselect_pipeline.config import LoraSettings, ModelSettings
+from evoselect_pipeline.config_rows import MetricSettings
 from evoselect_pipeline.core.records import sample_from_pair
 from evoselect_pipeline.errors import DataError
-from evoselect_pipeline.evaluation.exact_match import exact_match
+from evoselect_pipeline.evaluation.answers import scored_answers
+from evoselect_pipeline.evaluation.metrics import load_metric
 from evoselect_pipeline.playground.tasks import task_rows
 from evoselect_pipeline.training.models import load_encoder, load_merged
 
 MODEL = ModelSettings()
+EXACT = load_metric(MetricSettings()).score
 
 
 @pytest.fixture(scope="module")
@@ -28,30 +31,30 @@ def rows():
 
 
 def test_answers_do_not_depend_on_the_batch_and_come_back_in_order(model, encoder, rows):
-    alone = exact_match(model, encoder, rows, max_new_tokens=8, batch_size=1)
-    together = exact_match(model, encoder, rows[::-1], max_new_tokens=8, batch_size=24)
+    alone = scored_answers(model, encoder, rows, EXACT, max_new_tokens=8, batch_size=1)
+    together = scored_answers(model, encoder, rows[::-1], EXACT, max_new_tokens=8, batch_size=24)
     assert [p.sample_id for p in alone] == [row.sample_id for row in rows]
     assert alone == together[::-1]
 
 
 def test_the_models_own_answer_is_correct_and_another_is_not(model, encoder, rows):
-    told = exact_match(model, encoder, rows, max_new_tokens=8)
+    told = scored_answers(model, encoder, rows, EXACT, max_new_tokens=8)
     spoken = [(row, said) for row, said in zip(rows, told, strict=True) if said.answer.strip()]
     assert len(spoken) > len(rows) // 2
     for row, said in spoken[:4]:
         own = sample_from_pair(row.prompt, f" {said.answer} ")
         other = sample_from_pair(row.prompt, f"{said.answer}x")
-        (right, wrong) = exact_match(model, encoder, [own, other], max_new_tokens=8)
-        assert right.correct
-        assert not wrong.correct
+        (right, wrong) = scored_answers(model, encoder, [own, other], EXACT, max_new_tokens=8)
+        assert (right.score, wrong.score) == (1.0, 0.0)
 
 
 def test_progress_is_told_and_ends_at_the_total(model, encoder, rows):
     told = []
-    exact_match(
+    scored_answers(
         model,
         encoder,
         rows[:5],
+        EXACT,
         max_new_tokens=2,
         batch_size=2,
         on_rows=lambda done, total: told.append((done, total)),
@@ -61,4 +64,4 @@ def test_progress_is_told_and_ends_at_the_total(model, encoder, rows):
 
 def test_nothing_to_evaluate_is_refused(model, encoder):
     with pytest.raises(DataError, match="no rows to evaluate"):
-        exact_match(model, encoder, [], max_new_tokens=2)
+        scored_answers(model, encoder, [], EXACT, max_new_tokens=2)

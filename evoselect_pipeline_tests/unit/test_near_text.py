@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evoselect_pipeline.core.gates import normalised, text_key
 from evoselect_pipeline.core.near_text import (
     MIN_SHINGLES,
     distinct_overlap,
@@ -14,6 +13,7 @@ from evoselect_pipeline.core.near_text import (
     shingles,
 )
 from evoselect_pipeline.core.records import Message, make_sample, sample_from_pair
+from evoselect_pipeline.core.text_keys import normalised, text_key
 
 THRESHOLD = 0.7
 STORY = (

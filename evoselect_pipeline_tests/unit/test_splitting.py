@@ -1,0 +1,130 @@
+"""Laws of dealing rows out: no near-copy straddles, subtasks keep their shares, order is nothing."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evoselect_pipeline.config_rows import FileTask
+from evoselect_pipeline.core.near_text import near_pairs, text_shingles
+from evoselect_pipeline.core.records import sample_from_pair
+from evoselect_pipeline.core.splitting import deal, groups_of
+from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.rounds.file_task import file_task_rows
+from evoselect_pipeline.stores.jsonl import write_samples
+
+STORY = "Anna keeps {} goats on the hill behind her house and {} hens in the yard of the old mill"
+few_words = st.lists(st.sampled_from("abcd"), min_size=1, max_size=9).map(" ".join)
+
+
+def labelled(number: int, **fields):
+    return sample_from_pair(
+        f"{number} of {number * 7} are {number + 3}, or are they?", "x", **fields
+    )
+
+
+@given(st.lists(few_words, max_size=12), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+def test_near_pairs_are_all_pairs_that_overlap_so_much(texts, threshold):
+    sets = [text_shingles(text) for text in texts]
+    wanted = {
+        (i, j)
+        for j in range(len(texts))
+        for i in range(j)
+        if min(len(sets[i]), len(sets[j])) >= 4
+        and len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= threshold
+    }
+    assert set(near_pairs(texts, threshold)) == wanted
+
+
+def test_what_hangs_together_is_one_group():
+    rows = [
+        sample_from_pair(STORY.format(3, 4), "7"),
+        sample_from_pair(STORY.format(3, 4).upper() + "!", "other"),  # equal but for spelling
+        sample_from_pair(f"Well, {STORY.format(3, 4)}", "7"),  # a near-copy
+        sample_from_pair("Something else that nobody has said before", "7"),  # named by the user
+        sample_from_pair("And one that stands all by itself in this list", "7"),
+    ]
+    groups = groups_of(rows, 0.7, ["g", "", "", "g", ""])
+    assert len(set(groups[:4])) == 1
+    assert groups[4] != groups[0]
+    assert len(set(groups_of(rows, 1.0))) == 4
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.randoms())
+def test_no_group_straddles_and_the_order_of_rows_is_nothing(groups, random):
+    rows = [labelled(number, subtask=str(number % 3)) for number in range(len(groups))]
+    dealt = deal(rows, groups, [7, 5, 3])
+    found = [{groups[row] for row in part} for part in dealt]
+    assert not (found[0] & found[1] or found[1] & found[2] or found[0] & found[2])
+    assert all(len(part) <= wanted for part, wanted in zip(dealt, (7, 5, 3), strict=True))
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    again = deal([rows[i] for i in order], [groups[i] for i in order], [7, 5, 3])
+    assert [{order[row] for row in part} for part in again] == [set(part) for part in dealt]
+
+
+def test_ragged_subtasks_keep_their_shares_in_every_part():
+    sizes = {"large": 300, "middle": 90, "small": 30}
+    rows = [
+        sample_from_pair(f"{name} question {n}", "x", subtask=name)
+        for name, size in sizes.items()
+        for n in range(size)
+    ]
+    for part in deal(rows, list(range(len(rows))), [42, 84, 126]):
+        counts = Counter(rows[row].subtask for row in part)
+        for name, size in sizes.items():
+            assert abs(counts[name] - len(part) * size / len(rows)) <= 3
+
+
+def task(folder: Path, **fields) -> FileTask:
+    return FileTask(kind="files", **{"rows": folder / "rows.jsonl", **fields})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Forty rows, each with a near-copy."""
+    prompts = [
+        STORY.format(f"{n} grey", f"{n * 3} loud") + f" number {n} of {n + 1}" for n in range(40)
+    ]
+    pairs = [sample_from_pair(text, "7") for p in prompts for text in (p, f"So: {p}")]
+    write_samples(tmp_path / "rows.jsonl", pairs)
+    return tmp_path
+
+
+def test_one_file_makes_three_parts_whose_near_copies_stay_together(folder):
+    found = file_task_rows(task(folder, near_text=0.8))
+    parts = (found.targets, found.validation, found.test)
+    assert sum(map(len, parts)) >= 78
+    assert max(map(len, parts)) - min(map(len, parts)) <= 2
+    kept = [{row.prompt.removeprefix("So: ") for row in part} for part in parts]
+    assert not (kept[0] & kept[1] or kept[1] & kept[2] or kept[0] & kept[2])
+
+
+def test_near_copies_of_rows_with_a_file_of_their_own_are_drawn_for_nothing(folder):
+    rows = file_task_rows(task(folder, near_text=0.8)).test
+    write_samples(folder / "test.jsonl", rows[::2])
+    found = file_task_rows(
+        task(folder, near_text=0.8, test=folder / "test.jsonl", num_targets=9, num_test=10)
+    )
+    assert (len(found.targets), len(found.test)) == (9, 10)
+    tested = {row.prompt.removeprefix("So: ") for row in rows[::2]}
+    drawn = {row.prompt.removeprefix("So: ") for row in [*found.targets, *found.validation]}
+    assert not tested & drawn
+
+
+def test_a_row_that_is_there_twice_counts_once(folder):
+    rows = [labelled(number) for number in (1, 2, 1)]
+    for name in ("targets", "validation", "test"):
+        write_samples(folder / f"{name}.jsonl", rows)
+    names = ("targets", "validation", "test")
+    found = file_task_rows(task(folder, rows=None, **{n: folder / f"{n}.jsonl" for n in names}))
+    assert len(found.test) == 2
+
+
+def test_too_few_rows_are_refused_with_the_reason(folder):
+    with pytest.raises(DataError, match=r"rows.jsonl: \d+ rows for test, where 200 are wanted"):
+        file_task_rows(task(folder, num_test=200))
+    with pytest.raises(DataError, match=r"num_test is 200, but .*rows.jsonl holds 80 rows"):
+        file_task_rows(task(folder, test=folder / "rows.jsonl", num_test=200))
