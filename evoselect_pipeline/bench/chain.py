@@ -22,7 +22,7 @@ from evoselect_pipeline.bench.summary import GOOD
 from evoselect_pipeline.config import LineConfig, ModelSettings
 from evoselect_pipeline.core.encoding import Encoded
 from evoselect_pipeline.core.features import selection_problem
-from evoselect_pipeline.core.gates import evaluation_keys, gate
+from evoselect_pipeline.core.gates import gate
 from evoselect_pipeline.core.metrics import (
     near_duplicate_share,
     ot_distance,
@@ -35,6 +35,7 @@ from evoselect_pipeline.core.rounding import reach_cap
 from evoselect_pipeline.core.selection import Selection, SelectionProblem, Targets
 from evoselect_pipeline.core.selectors import select
 from evoselect_pipeline.errors import ConfigError, DataError
+from evoselect_pipeline.evaluation.metrics import load_metric
 from evoselect_pipeline.generation.base import Assignment
 from evoselect_pipeline.progress import progress
 from evoselect_pipeline.rounds.adaptation import EVALUATED
@@ -74,7 +75,7 @@ class Block:
             seed = round_seed(self.config.seed, round_number, "generate")
             written = self.generator.generate(Assignment(self.task.targets, round_number, seed))
             trusted = [*self.task.targets, *self.task.validation, *self.task.test]
-            passed, _ = gate(written.samples, evaluation_keys(trusted))
+            passed = gate(written.samples, trusted, self.config.gates).passed
             truth = None
             if written.truth is not None:
                 pairs = zip(written.samples, written.truth, strict=True)
@@ -111,8 +112,8 @@ class Block:
         return {row.sample_id: row for row in load_encoder(model).encode(samples)[0]}
 
     def answers(self, adapter: Path | None) -> dict[str, np.ndarray]:
-        """Whether each validation and test row is answered correctly, as 0 and 1."""
-        from evoselect_pipeline.evaluation.exact_match import exact_match
+        """How right the answer to each validation and test row is, from 0 to 1."""
+        from evoselect_pipeline.evaluation.answers import scored_answers
         from evoselect_pipeline.training.models import load_merged
 
         settings = self.config.evaluation
@@ -120,11 +121,12 @@ class Block:
         return {
             split: np.array(
                 [
-                    float(answer.correct)
-                    for answer in exact_match(
+                    answer.score
+                    for answer in scored_answers(
                         model,
                         self.encoder,
                         getattr(self.task, split),
+                        load_metric(self.config.task.metric).score,
                         max_new_tokens=settings.max_new_tokens,
                         batch_size=settings.batch_size,
                     )
@@ -222,7 +224,8 @@ def choose(
         block.task.targets,
         represented.of(block.task.targets),
         represented.of(remembered).vectors if remembered else None,
-        history=remembered,
+        history_ids=[sample.sample_id for sample in remembered],
+        trained=[sample for samples in history for sample in samples],
         near_text=config.selection.near_text,
         centre=config.gradients.centre,
     )

@@ -10,6 +10,7 @@ from evoselect_pipeline.report.html import data_uri
 from evoselect_pipeline.report.page import promotion_sentence
 from evoselect_pipeline.report.plots import interval_svg
 from evoselect_pipeline.report.reasons import in_words
+from evoselect_pipeline.rounds.candidates import HITS
 from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts, read_json
 from evoselect_pipeline.rounds.report import (
     REPORT,
@@ -43,6 +44,25 @@ def shown(line: Line, round_number: int, stage: Stage) -> dict[str, Any]:
     if stage.name in SHOWN:  # last, since the UI shows a table with all its rows
         metadata |= SHOWN[stage.name](line, round_number)
     return metadata
+
+
+def _candidates(line: Line, round_number: int) -> dict[str, Any]:
+    """Which evaluation rows candidates gave away, for a look whether they did."""
+    hits = read_json(line.artifact(round_number, "candidates").path / HITS)
+    if not hits:
+        return {}
+    rows = [
+        (
+            hit["evaluation_id"][:SHORT_ID],
+            hit["split"],
+            hit["num_candidates"],
+            hit["sample_id"][:SHORT_ID],
+            _cut(hit["evidence"]),
+        )
+        for hit in hits[:MOST_ROWS]
+    ]
+    types = dict.fromkeys(("row", "split", "candidates", "for example", "it holds"), "string")
+    return {"evaluation_rows_hit": table(types | {"candidates": "int"}, rows)}
 
 
 def _quality(line: Line, round_number: int) -> dict[str, Any]:
@@ -109,6 +129,7 @@ def _report(line: Line, round_number: int) -> dict[str, Any]:
 
 
 SHOWN: dict[str, Callable[[Line, int], dict[str, Any]]] = {
+    "candidates": _candidates,
     "answer_quality": _quality,
     "selected_subset": _subset,
     "lora_checkpoint": _checkpoint,

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evoselect_pipeline.core.gates import text_key
 from evoselect_pipeline.core.near_text import distinct_overlap, near_text_keys
 from evoselect_pipeline.core.records import Sample
 from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
+from evoselect_pipeline.core.text_keys import text_key
 
 HALF_PRECISION = 2e-3  # of the square of a unit vector's length, stored in 16 bits
 
@@ -63,7 +63,8 @@ def selection_problem(
     target_features: Features,
     history_vectors: np.ndarray | None = None,
     *,
-    history: Sequence[Sample] = (),
+    history_ids: Sequence[str] = (),
+    trained: Sequence[Sample] = (),
     near_text: float = 1.0,
     centre: bool = True,
 ) -> SelectionProblem:
@@ -71,8 +72,10 @@ def selection_problem(
 
     Parameters
     ----------
-    history : sequence of Sample
-        The rows of earlier rounds, as `history_vectors` has them.
+    history_ids : sequence of str
+        The rows of the last rounds, as `history_vectors` has them.
+    trained : sequence of Sample
+        The rows of all earlier rounds; what nearly copies one of them is no news.
     near_text : float
         Jaccard index of word triples from which on rows are copies; more where distinct targets
         overlap more, see `near_text_keys` and `distinct_overlap`.
@@ -82,7 +85,7 @@ def selection_problem(
         about which row is like which target; this project's reconstruction.
     """
     pool = candidate_features.vectors
-    if history_vectors is None or not history:
+    if history_vectors is None:
         history_vectors = np.zeros((0, pool.shape[1]), np.float32)
     mean = np.zeros(pool.shape[1], np.float32)
     if centre:
@@ -98,7 +101,7 @@ def selection_problem(
             losses=candidate_features.losses,
             num_tokens=candidate_features.num_tokens,
             sources=tuple(sample.source for sample in candidates),
-            text_keys=near_text_keys(candidates, near_text, first=history),
+            text_keys=near_text_keys(candidates, near_text, first=trained),
         ),
         targets=Targets(
             sample_ids=tuple(sample.sample_id for sample in targets),
@@ -107,8 +110,8 @@ def selection_problem(
             subtasks=tuple(sample.subtask for sample in targets),
         ),
         history=_centred(history_vectors, mean),
-        history_ids=tuple(sample.sample_id for sample in history),
-        history_text_keys=frozenset(text_key(sample) for sample in history),
+        history_ids=tuple(history_ids),
+        history_text_keys=frozenset(text_key(sample) for sample in trained),
     )
 
 

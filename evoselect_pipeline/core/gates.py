@@ -2,72 +2,95 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from evoselect_pipeline.core.records import Sample, digest
+from evoselect_pipeline.core.contamination import EvaluationText, Hit
+from evoselect_pipeline.core.private_text import email_in, secret_in
+from evoselect_pipeline.core.records import Sample
 from evoselect_pipeline.core.selection import Rejection
+from evoselect_pipeline.core.settings import GateSettings
+from evoselect_pipeline.core.text_keys import evaluation_keys, prompt_key
 
-SENTENCE_MARKS = str.maketrans(dict.fromkeys(".,!?;:\"'", " "))
 
+@dataclass(frozen=True)
+class Passage:
+    """What came of a round's candidates at the gates.
 
-def normalised(text: str) -> str:
-    """Fold what does not change a text's meaning: case, width, sentence marks, white space.
-
-    Brackets and signs stay: `[ (` and `( [`, `3 + 4` and `3 - 4` are not copies of each other.
+    `hits` are the rows that hold text of an evaluation row, by their ids: a list to look through,
+    since what a few words betray is not always a leak.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.translate(SENTENCE_MARKS).split())
 
-
-def text_key(sample: Sample) -> str:
-    """Hash of a row's normalised text; near-copies by spelling share it."""
-    return digest([(m.role, normalised(m.content)) for m in sample.messages])
-
-
-def prompt_key(sample: Sample) -> str:
-    """Hash of a row's normalised prompt, whatever the answer."""
-    return digest([(m.role, normalised(m.content)) for m in sample.messages[:-1]])
-
-
-def evaluation_keys(rows: Iterable[Sample]) -> dict[str, str]:
-    """Prompt key to sample id of the rows that must never be trained on."""
-    return {prompt_key(row): row.sample_id for row in rows}
+    passed: list[Sample]
+    rejected: list[Rejection]
+    hits: dict[str, Hit]
 
 
 def gate(
     samples: Sequence[Sample],
-    evaluation: Mapping[str, str],
+    trusted: Sequence[Sample],
+    settings: GateSettings,
     selected_before: frozenset[str] = frozenset(),
-) -> tuple[list[Sample], list[Rejection]]:
+) -> Passage:
     """Let through what may be selected; say of every other row why not.
 
     Parameters
     ----------
     samples : sequence of Sample
-        Well-formed candidates of one round.
-    evaluation : mapping of str to str
-        `evaluation_keys` of all target, validation and test rows.
+        Well-formed candidates of one round; a row that is there twice is looked at once.
+    trusted : sequence of Sample
+        Target, validation and test rows, which must never be trained on.
     selected_before : frozenset of str
         Ids of rows that an earlier round has already trained on.
 
     Returns
     -------
-    passed : list of Sample
-        Distinct rows, in the order given.
-    rejected : list of Rejection
-        One per distinct row left out: `leaks_evaluation` or `already_selected`.
+    Passage
+        `rejected` holds one per distinct row left out, the first reason of: `leaks_evaluation`,
+        `already_selected`, `too_short`, `too_long`, `holds_secret`, `holds_email`,
+        `resembles_evaluation`, `source_flood`.
     """
-    passed: list[Sample] = []
-    rejected: list[Rejection] = []
+    asked = evaluation_keys(trusted)
+    text = EvaluationText(trusted, settings.ngram, settings.near_copy)
+    from_source: Counter[str] = Counter()
+    passage = Passage([], [], {})
     for sample in {sample.sample_id: sample for sample in samples}.values():
-        leak = evaluation.get(prompt_key(sample))
+        leak = asked.get(prompt_key(sample))
         if leak is not None:
-            reason = f"its prompt is that of evaluation row {leak}"
-            rejected.append(Rejection(sample.sample_id, "leaks_evaluation", reason, leak))
+            passage.hits[sample.sample_id] = Hit(leak, "same_prompt", "its prompt, as it is")
+            found = ("leaks_evaluation", f"its prompt is that of evaluation row {leak}", leak)
         elif sample.sample_id in selected_before:
-            reason = "an earlier round has trained on this very row"
-            rejected.append(Rejection(sample.sample_id, "already_selected", reason))
+            found = ("already_selected", "an earlier round has trained on this very row", "")
+        elif found := next(_unfit(sample, settings), None):
+            pass
+        elif settings.overlap == "quarantine" and (hit := text.hit(sample)):
+            passage.hits[sample.sample_id] = hit
+            reason = f"it holds text of evaluation row {hit.evaluation_id}: {hit.evidence}"
+            found = ("resembles_evaluation", reason, hit.evaluation_id)
+        elif from_source[sample.source] == settings.max_per_source:
+            reason = f"{settings.max_per_source} rows of {sample.source!r} had passed before"
+            found = ("source_flood", reason, "")
         else:
-            passed.append(sample)
-    return passed, rejected
+            from_source[sample.source] += 1
+            passage.passed.append(sample)
+            continue
+        passage.rejected.append(Rejection(sample.sample_id, *found))
+    return passage
+
+
+def _unfit(sample: Sample, settings: GateSettings) -> Iterator[tuple[str, str, str]]:
+    """Why a row is unfit by itself, whatever it is meant for."""
+    num_chars = sum(len(message.content) for message in sample.messages)
+    answer = len(sample.completion.strip())
+    if answer < settings.min_answer_chars:
+        allowed = f"fewer than gates.min_answer_chars = {settings.min_answer_chars}"
+        yield "too_short", f"its answer has {answer} characters, {allowed}", ""
+    if num_chars > settings.max_chars:
+        allowed = f"more than gates.max_chars = {settings.max_chars}"
+        yield "too_long", f"it has {num_chars} characters, {allowed}", ""
+    for message in sample.messages:
+        if settings.secrets == "drop" and (secret := secret_in(message.content)):
+            yield "holds_secret", f"its {message.role} turn holds what looks like {secret}", ""
+        if settings.emails == "drop" and email_in(message.content):
+            yield "holds_email", f"its {message.role} turn holds an e-mail address", ""

@@ -2,73 +2,120 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 
 from evoselect_pipeline.errors import ConfigError, DataError
 
-ROUNDINGS = ("plan_quota", "capped", "topk")
-ENERGIES = ("linear", "squared")
+Rounding = Literal["plan_quota", "capped", "topk"]
+Energy = Literal["linear", "squared"]
+ROUNDINGS: tuple[str, ...] = get_args(Rounding)
+ENERGIES: tuple[str, ...] = get_args(Energy)
+
+
+def _described(text: str) -> dict[str, str]:
+    """Metadata of a field that the schema of a line's configuration shows."""
+    return {"description": text}
 
 
 @dataclass(frozen=True)
 class EvoSelectSettings:
     """How candidates are weighted against the targets, and how k rows are taken from the weights.
 
-    Attributes
-    ----------
-    epsilon : float
-        Entropic regularisation, in units of cost (1 - cosine).
-    num_updates : int
-        Most exponentiated weight updates.
-    sinkhorn_iterations : int
-        Warm-started Sinkhorn iterations between two updates.
-    step_size : float
-        Step of the exponentiated update, per standard deviation of the score.
-    diversity : float
-        Final weight of the diversity energy against the transport potential.
-    diversity_ramp : int
-        Updates over which `diversity` grows from zero.
-    memory : float
-        Weight of similarity to earlier rounds' rows inside the energy.
-    dedup_cosine : float
-        Two rows with a cosine above this are near-duplicates; 1, the default, switches the check
-        off: gradients of one template may be all but equal whatever the rows ask, and copies are
-        found by their words.
-    reach : float or None
-        Largest cost at which a row may serve a target; None derives it from the targets.
-    tolerance : float
-        L1 marginal error allowed in the final plan, and the change at which updates stop.
-    norm_quarantine : float
-        Rows whose gradient norm exceeds this many pool medians are set aside.
-    rounding : str
-        `plan_quota` (targets take turns), `capped` (exact transport with whole units) or `topk`
-        (the largest weights; the published rule).
-    energy : str
-        `linear`, the length of the mean gradient, or `squared`, that of the mean outer product.
-    quality_floor : float
-        Rows whose answers are less plausible than this are not chosen; 0 chooses them last.
-    partial : bool
-        Leave targets that no admissible row reaches out of the transport, instead of letting them
-        pull mass to rows that may not serve them.
+    What each field means stands beside it, and in docs/configuration.md.
     """
 
-    epsilon: float = 0.05
-    num_updates: int = 30
-    sinkhorn_iterations: int = 20
-    step_size: float = 0.3
-    diversity: float = 0.3
-    diversity_ramp: int = 10
-    memory: float = 0.5
-    dedup_cosine: float = 1.0
-    reach: float | None = None
-    tolerance: float = 1e-3
-    norm_quarantine: float = 10.0
-    rounding: str = "plan_quota"
-    energy: str = "linear"
-    quality_floor: float = 0.5
-    partial: bool = True
+    epsilon: float = field(
+        default=0.05,
+        metadata=_described("Entropic regularisation, in units of cost (1 - cosine); above 0."),
+    )
+    num_updates: int = field(
+        default=30, metadata=_described("Most exponentiated weight updates; 1 or more.")
+    )
+    sinkhorn_iterations: int = field(
+        default=20,
+        metadata=_described("Warm-started Sinkhorn iterations between two updates; 1 or more."),
+    )
+    step_size: float = field(
+        default=0.3,
+        metadata=_described(
+            "Step of the exponentiated update, per standard deviation of the score; above 0."
+        ),
+    )
+    diversity: float = field(
+        default=0.3,
+        metadata=_described(
+            "Final weight of the diversity energy against the transport potential; 0 or more."
+        ),
+    )
+    diversity_ramp: int = field(
+        default=10,
+        metadata=_described("Updates over which `diversity` grows from zero; 0 or more."),
+    )
+    memory: float = field(
+        default=0.5,
+        metadata=_described(
+            "Weight of similarity to earlier rounds' rows inside the energy; 0 or more."
+        ),
+    )
+    dedup_cosine: float = field(
+        default=1.0,
+        metadata=_described(
+            "Two rows with a cosine above this are near-duplicates; 1 or more switches the check"
+            " off: gradients of one template may be all but equal whatever the rows ask, and"
+            " copies are found by their words."
+        ),
+    )
+    reach: float | None = field(
+        default=None,
+        metadata=_described(
+            "Largest cost, above 0 and at most 2, at which a row may serve a target; derived from"
+            " the targets if not given."
+        ),
+    )
+    tolerance: float = field(
+        default=1e-3,
+        metadata=_described(
+            "L1 marginal error allowed in the final plan, and the change at which updates stop;"
+            " above 0."
+        ),
+    )
+    norm_quarantine: float = field(
+        default=10.0,
+        metadata=_described(
+            "Rows whose gradient norm exceeds this many pool medians are set aside; above 1."
+        ),
+    )
+    rounding: Rounding = field(
+        default="plan_quota",
+        metadata=_described(
+            "From weights to rows: `plan_quota` (targets take turns), `capped` (exact transport"
+            " with whole units) or `topk` (the largest weights; the published rule)."
+        ),
+    )
+    energy: Energy = field(
+        default="linear",
+        metadata=_described(
+            "`linear`, the length of the mean gradient, or `squared`, that of the mean outer"
+            " product."
+        ),
+    )
+    quality_floor: float = field(
+        default=0.5,
+        metadata=_described(
+            "Rows whose answers are less plausible than this, at least 0 and below 1, are not"
+            " chosen; 0 chooses them last."
+        ),
+    )
+    partial: bool = field(
+        default=True,
+        metadata=_described(
+            "Leave targets that no admissible row reaches out of the transport, instead of"
+            " letting them pull mass to rows that may not serve them."
+        ),
+    )
 
     def __post_init__(self) -> None:
         positive = ("epsilon", "num_updates", "sinkhorn_iterations", "step_size", "tolerance")
@@ -89,6 +136,56 @@ class EvoSelectSettings:
                 raise ConfigError(
                     f"select.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """What candidates must pass before selection looks at them."""
+
+    overlap: Literal["quarantine", "off"] = field(
+        default="quarantine",
+        metadata=_described(
+            "`quarantine`: rows that hold text of a target, validation or test row are kept out and"
+            " listed. Rows with its very prompt are kept out in any case."
+        ),
+    )
+    ngram: int = field(
+        default=13,
+        metadata=_described("So many words in a row that one evaluation row alone has betray it."),
+    )
+    near_copy: float = field(
+        default=0.8,
+        metadata=_described(
+            "Share of an evaluation row's own word triples from which on a row nearly copies it;"
+            " above 0, at most 1."
+        ),
+    )
+    secrets: Literal["drop", "keep"] = field(
+        default="drop", metadata=_described("What to do with rows that hold an API or private key.")
+    )
+    emails: Literal["drop", "keep"] = field(
+        default="keep", metadata=_described("What to do with rows that hold an e-mail address.")
+    )
+    min_answer_chars: int = field(
+        default=1, metadata=_described("Fewest characters of an answer; 1 or more.")
+    )
+    max_chars: int = field(
+        default=100_000,
+        metadata=_described("Most characters of a row; longer ones are not even tokenized."),
+    )
+    max_per_source: int | None = field(
+        default=None,
+        metadata=_described("Most candidates that one source may bring into a round; 1 or more."),
+    )
+
+    def __post_init__(self) -> None:
+        for name, least in (("ngram", 5), ("min_answer_chars", 1), ("max_chars", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"gates.{name} must be {least} or more")
+        if not 0 < self.near_copy <= 1:
+            raise ConfigError("gates.near_copy must be above 0 and at most 1")
+        if self.max_per_source is not None and self.max_per_source < 1:
+            raise ConfigError("gates.max_per_source must be 1 or more")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.core.selection import SelectionProblem
 from evoselect_pipeline.rounds import quality
 from evoselect_pipeline.rounds.adaptation import CHECKPOINTS
-from evoselect_pipeline.rounds.data import split_rows
+from evoselect_pipeline.rounds.data import selected_before, split_rows
 from evoselect_pipeline.rounds.line import (
     FACTS,
     Entering,
@@ -56,7 +56,8 @@ def load_problem(line: Line, round_number: int) -> SelectionProblem:
         targets,
         features([target.sample_id for target in targets]),
         features(history_ids).vectors if history_ids else None,
-        history=line.store.get_samples(history_ids),
+        history_ids=history_ids,
+        trained=line.store.get_samples(selected_before(line, round_number)),
         near_text=line.config.selection.near_text,
         centre=line.config.gradients.centre,
     )
@@ -109,7 +110,7 @@ def _inputs(line: Line, round_number: int, start: Entering) -> dict[str, Any]:
     if not judges_answers(config):
         settings = {"prior": config.quality.prior, "method": config.selection.method}
         return made_from(line, settings, projected_gradients=represented.digest)
-    from evoselect_pipeline.training.models import base_fingerprint
+    from evoselect_pipeline.training.models import trainable_fingerprint
 
     # The warm-up has its own number of steps, and one stopped half way is not gone on with.
     warm_up = config.train.model_dump(exclude={"steps", "epochs", "checkpoint_steps"})
@@ -123,7 +124,7 @@ def _inputs(line: Line, round_number: int, start: Entering) -> dict[str, Any]:
     return made_from(
         line,
         settings,
-        base=base_fingerprint(config.proxy or config.model),
+        base=trainable_fingerprint(config.proxy or config.model),
         start=start.digest,
         projected_gradients=represented.digest,
     )

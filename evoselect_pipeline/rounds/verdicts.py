@@ -6,14 +6,14 @@ before they start, so that nothing goes on from a bad artifact in a later run ei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from evoselect_pipeline.core.gates import evaluation_keys, prompt_key, text_key
 from evoselect_pipeline.core.records import Sample, make_sample
+from evoselect_pipeline.core.text_keys import evaluation_keys, prompt_key, text_key
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.rounds.data import SPLITS, split_rows
 from evoselect_pipeline.rounds.line import PROMOTED, Line, adapter_named, read_facts, read_json
@@ -147,7 +147,17 @@ def training_rows_end_with_eos(line: Line, round_number: int) -> Verdict:
     """Every chosen row can be trained on, and ends with a token that stops the student."""
     from evoselect_pipeline.training.models import load_encoder
 
-    picks = read_json(line.artifact(round_number, "selected_subset").path / "picks.json")
+    subset = line.artifact(round_number, "selected_subset")
+    picks = read_json(subset.path / "picks.json")
+    if not picks:
+        left_out = read_facts(subset)["rejected"]
+        return Verdict(
+            False,
+            f"no row was chosen; left out were {_counted(left_out)}. Have the generator write rows"
+            " more like the targets, or loosen what the largest of these reasons names"
+            " (docs/how-selection-works.md)",
+            {"num_rows": 0, "num_unusable": 0},
+        )
     encoder = load_encoder(line.config.model)
     rows, unusable = encoder.encode(line.store.get_samples([p["sample_id"] for p in picks]))
     figures: dict[str, Any] = {"num_rows": len(rows), "num_unusable": len(unusable)}
@@ -159,7 +169,7 @@ def training_rows_end_with_eos(line: Line, round_number: int) -> Verdict:
             figures,
         )
     endless = [row.sample_id for row in rows if row.input_ids[-1] not in encoder.stop_ids]
-    if endless or not rows:
+    if endless:
         return Verdict(
             False,
             f"{len(endless)} of {len(rows)} chosen rows do not end with a stop token:"
@@ -222,6 +232,11 @@ def worth_promoting(line: Line, round_number: int) -> Verdict:
         sentence,
         {"gain": gain, "gain_low": low, "gain_high": high},
     )
+
+
+def _counted(rejected: Mapping[str, int]) -> str:
+    in_order = sorted(rejected.items(), key=lambda item: -item[1])
+    return ", ".join(f"{number} as {stage}" for stage, number in in_order)
 
 
 def _candidates(line: Line, round_number: int) -> list[Sample]:

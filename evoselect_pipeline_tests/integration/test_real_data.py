@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from evoselect_pipeline.commands.select import Request, choose, represent, selection_config
-from evoselect_pipeline.core.gates import evaluation_keys, gate, text_key
+from evoselect_pipeline.core.gates import gate
 from evoselect_pipeline.core.records import Sample, sample_from_pair
-from evoselect_pipeline.core.settings import Budget
-from evoselect_pipeline.stores.jsonl import read_samples
+from evoselect_pipeline.core.settings import Budget, GateSettings
+from evoselect_pipeline.core.text_keys import text_key
+from evoselect_pipeline.stores.rows import read_samples
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "bbh"
 NUM_TASKS, NUM_TARGETS, NUM_COPIES = 10, 32, 250
@@ -75,7 +76,7 @@ def test_ten_percent_of_ten_mixed_tasks_are_mostly_of_the_targets_task(
     lifts = {}
     for task, targets in targets_of.items():
         others = [row for rows in rows_of_task.values() for row in rows]
-        passed, _ = gate([*others, *copies], evaluation_keys(targets))
+        passed = gate([*others, *copies], targets, GateSettings(overlap="off")).passed
         budget = Budget(rows=round(0.1 * len(passed)))
         selection, _ = choose(passed, targets, budget, represented, CONFIG)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evoselect_pipeline.config import LineConfig
-from evoselect_pipeline.core.gates import evaluation_keys, prompt_key
+from evoselect_pipeline.core.text_keys import evaluation_keys, prompt_key
 from evoselect_pipeline.playground.tasks import BASE_MODEL_DIR
 from evoselect_pipeline.rounds.line import PROMOTED, Line
 from evoselect_pipeline.rounds.record import record

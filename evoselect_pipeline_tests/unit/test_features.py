@@ -56,10 +56,10 @@ def test_history_is_centred_like_the_pool():
         rows(2, "target"),
         features_of(candidates[:2]),
         history_vectors=features_of(candidates[3:4]).vectors,
-        history=rows(1, "earlier"),
+        history_ids=["earlier"],
     )
     np.testing.assert_allclose(problem.history[0], problem.candidates.gradients[3], atol=1e-6)
-    assert problem.history_ids == (rows(1, "earlier")[0].sample_id,)
+    assert problem.history_ids == ("earlier",)
 
 
 def test_near_copies_of_earlier_rows_are_known_by_their_text():
@@ -73,8 +73,7 @@ def test_near_copies_of_earlier_rows_are_known_by_their_text():
         features,
         rows(4, "target"),
         features,
-        features.vectors[:1],
-        history=[earlier],
+        trained=[earlier],
         near_text=0.7,
     )
     known = [key in problem.history_text_keys for key in problem.candidates.text_keys]
