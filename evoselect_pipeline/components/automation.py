@@ -7,12 +7,14 @@ import dagster as dg
 from evoselect_pipeline.components.resources import HomeResource
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.errors import EvoselectError
+from evoselect_pipeline.generation.base import DroppedFiles
 from evoselect_pipeline.rounds.chain import progress_of, reason_to_stop
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.stores.home import round_key
 
 LINE_TAG = "evoselect/line"
 PARTITION_TAG = "dagster/partition"
+RUN_KEY_TAG = "dagster/run_key"
 MAX_RUNTIME = "dagster/max_runtime"  # seconds; 0 is no limit
 MAX_RETRIES = "dagster/max_retries"
 ENDED_TAG = "evoselect/ended_run"  # the run that was ended; whoever goes on with it inherits it
@@ -110,6 +112,47 @@ def chain(config: LineConfig, job_name: str) -> dg.SensorDefinition:
                 " on after it"
             )
         return _next_round(context.instance, line)
+
+    return sensor
+
+
+def takes_files(config: LineConfig, files: DroppedFiles, job_name: str) -> dg.SensorDefinition:
+    """Ask for the next round as soon as its file of candidates is there and whole.
+
+    A file counts as whole when two ticks find it the same: whoever still copies it changes its size
+    or its time. A round that failed is asked for again when its file has changed.
+    """
+
+    @dg.sensor(
+        name=f"{config.line}_files",
+        job_name=job_name,
+        minimum_interval_seconds=30,
+        description=f"The next round of line {config.line}, when {files.source.pattern} is there.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, home: HomeResource):
+        if busy := in_flight(context.instance, config.line):
+            return dg.SkipReason(f"run {busy.run_id} of this line has not ended")
+        line = Line(config, home.home())
+        file = files.path(line.next_round())
+        try:
+            found = file.stat()
+        except OSError as error:
+            return dg.SkipReason(f"waits for {file}: {error.strerror}")
+        seen = f"{file} {found.st_size} {found.st_mtime_ns}"
+        if context.cursor != seen:
+            context.update_cursor(seen)
+            return dg.SkipReason(
+                f"{file} is new or has changed: taken if the next tick finds it so"
+            )
+        request = _next_round(context.instance, line, f"-{found.st_size}-{found.st_mtime_ns}")
+        tried = dg.RunsFilter(tags={RUN_KEY_TAG: request.run_key or ""})
+        if runs := context.instance.get_runs(tried, limit=1):
+            return dg.SkipReason(
+                f"round {request.partition_key} was begun with this very {file} in run"
+                f" {runs[0].run_id}, which ended as {runs[0].status.value}, and is not finished:"
+                " mend the file and the round starts again, or materialize it"
+            )
+        return request
 
     return sensor
 

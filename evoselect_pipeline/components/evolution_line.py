@@ -20,6 +20,7 @@ from evoselect_pipeline.components.automation import (
     pool_of,
     rounds_of,
     run_tags,
+    takes_files,
 )
 from evoselect_pipeline.components.checks import line_checks
 from evoselect_pipeline.components.desk import explain_row, promote
@@ -30,7 +31,9 @@ from evoselect_pipeline.components.scaffold import LineScaffolder
 from evoselect_pipeline.components.shown import shown
 from evoselect_pipeline.components.turns import leave_if_finished, take_turn
 from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.config_rows import FileSource
 from evoselect_pipeline.errors import EvoselectError, RoundHeldError
+from evoselect_pipeline.generation.base import DroppedFiles
 from evoselect_pipeline.rounds.data import target_set
 from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts
 from evoselect_pipeline.rounds.record import record
@@ -86,8 +89,20 @@ def line_definitions(config: LineConfig) -> dg.Definitions:
         asset_checks=line_checks(config, partitions),
         jobs=[job, explain_row(config), promote(config)],
         schedules=[nightly(config, job.name)],
-        sensors=[opens_its_next_round(config), chain(config, job.name)],
+        sensors=[
+            opens_its_next_round(config),
+            chain(config, job.name),
+            *_of_files(config, job.name),
+        ],
     )
+
+
+def _of_files(config: LineConfig, job_name: str) -> list[dg.SensorDefinition]:
+    """The sensor that waits for the rounds' files, where each round has one of its own."""
+    source = config.generator
+    if not isinstance(source, FileSource) or "{round}" not in source.pattern:
+        return []
+    return [takes_files(config, DroppedFiles(source), job_name)]
 
 
 def _stage_asset(
@@ -127,7 +142,7 @@ def _pool(config: LineConfig, stage: Stage) -> str | None:
     # The last stages too: a run that goes on where another died has no first one.
     if stage.name in ("incoming_adapter", PROMOTED, REPORT):
         return pool_of(config.line)
-    if stage.uses_model:
+    if stage.uses_model or (stage.name == "candidates" and config.generator.kind == "model"):
         return GPU_POOL
     return STORE_POOL if "lancedb" in stage.kinds else None
 

@@ -1,4 +1,4 @@
-"""Rows out of a server's answers; what cannot be read is refused with a reason, never guessed."""
+"""Rows out of an LLM's answers; what cannot be read is refused with a reason, never guessed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BROKEN = ("length", "content_filter", "refused", "malformed", *CUT)
 
 
 class Row(BaseModel):
-    """A row as the server is asked to write it."""
+    """A row as the LLM is asked to write it."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     prompt: str
@@ -29,7 +29,7 @@ class Row(BaseModel):
 
 
 class Rows(BaseModel):
-    """An answer as the server is asked to give it."""
+    """An answer as the LLM is asked to give it."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     rows: list[dict]

@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible server, and the one answer that is written down of it.
+"""One question to an OpenAI-compatible server, and the one answer that is written down of it.
 
 What comes is bounded in bytes and in seconds. Whatever may have been paid for is an answer, though
 no row may be in it; only what the server refused, or did not take, is none.
@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from evoselect_pipeline.config_rows import ServerSource
-from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import ConfigError
 from evoselect_pipeline.generation.answers import schema
-from evoselect_pipeline.generation.requests import Request
+from evoselect_pipeline.generation.questions import Question
 from evoselect_pipeline.stores.answer_log import Answer
 
 if TYPE_CHECKING:
@@ -71,15 +70,15 @@ def open_client(source: ServerSource) -> AsyncOpenAI:
     )
 
 
-async def ask(client: AsyncOpenAI, source: ServerSource, request: Request, attempt: int) -> Answer:
-    """Put a request, again while the server is busy; an answer that takes too long is one, too."""
+async def ask(client: AsyncOpenAI, source: ServerSource, question: Question) -> Answer:
+    """Put a question, again while the server is busy; an answer that takes too long is one, too."""
     wait_s = FIRST_WAIT_S
     for again in range(source.retries + 1):
         try:
             async with asyncio.timeout(source.timeout_s):
-                return await _ask_once(client, source, request, attempt)
+                return await _ask_once(client, source, question)
         except TimeoutError:
-            return _as_answer(b"", "too_slow", source, request, attempt)
+            return _as_answer(b"", "too_slow", source, question)
         except _Busy as busy:
             if again == source.retries:
                 raise NoAnswer(str(busy)) from None
@@ -89,16 +88,14 @@ async def ask(client: AsyncOpenAI, source: ServerSource, request: Request, attem
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-async def _ask_once(
-    client: AsyncOpenAI, source: ServerSource, request: Request, attempt: int
-) -> Answer:
-    """Put a request once."""
+async def _ask_once(client: AsyncOpenAI, source: ServerSource, question: Question) -> Answer:
+    """Put a question once."""
     import openai
 
     call = client.chat.completions.with_streaming_response.create(
         model=source.model,
-        messages=[{"role": "user", "content": request.words}],
-        extra_body=_body(source, seed=int(digest(request.key, attempt)[:7], 16)),
+        messages=list(question.messages),  # type: ignore[arg-type]
+        extra_body=_body(source, question.seed),
     )
     try:
         async with call as response:
@@ -107,7 +104,7 @@ async def _ask_once(
         raise _classified(error, client, source) from None
     except openai.APIError as error:
         raise _Busy(_said(error, client)) from None
-    return _as_answer(body, ended, source, request, attempt)
+    return _as_answer(body, ended, source, question)
 
 
 def _classified(error: Any, client: AsyncOpenAI, source: ServerSource) -> Exception:
@@ -158,9 +155,7 @@ async def _bounded(response: Any, source: ServerSource) -> tuple[bytes, str | No
     return bytes(body), None
 
 
-def _as_answer(
-    body: bytes, ended: str | None, source: ServerSource, request: Request, attempt: int
-) -> Answer:
+def _as_answer(body: bytes, ended: str | None, source: ServerSource, question: Question) -> Answer:
     """What is written down: the words and the count of tokens, or why there are none."""
     text, usage = "", _Usage()
     if ended is None:
@@ -174,15 +169,15 @@ def _as_answer(
             ended = "refused" if message.refusal else told.choices[0].finish_reason or ""
     prompt_tokens, completion_tokens = usage.prompt_tokens, usage.completion_tokens
     if prompt_tokens is None:
-        prompt_tokens = _estimate(request.words.encode())
+        prompt_tokens = _estimate("".join(m["content"] for m in question.messages).encode())
     if completion_tokens is None:
         # Of an answer that did not come in time nobody knows how long it would have been.
         is_unknown = ended in ("too_slow", "broken_off")
         completion_tokens = source.max_tokens if is_unknown else _estimate(text.encode() or body)
     cost = prompt_tokens * source.price_prompt + completion_tokens * source.price_completion
     return Answer(
-        request=request.key,
-        attempt=attempt,
+        request=question.request,
+        attempt=question.attempt,
         text=text,
         ended=ended,
         prompt_tokens=prompt_tokens,

@@ -1,15 +1,16 @@
-"""What a generator is, and the two that need no server."""
+"""What a generator is, and the two that ask nobody."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+from evoselect_pipeline.config_rows import FileSource
 from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.generation.playground import PlaygroundGenerator
-from evoselect_pipeline.stores.jsonl import read_samples
+from evoselect_pipeline.stores.rows import read_samples
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Assignment:
     weights : mapping of str to float
         How much each target needs new rows, by id; 1 where it is not named.
     log_file : Path, optional
-        Where what was paid for is kept, so that it is paid for once.
+        Where answers of an LLM are kept, so that nothing is asked for twice.
     """
 
     targets: Sequence[Sample]
@@ -49,7 +50,12 @@ class Assignment:
 
 
 class Generator(Protocol):
-    """Writes candidates for a task, given its target rows."""
+    """Writes candidates for a task, given its target rows.
+
+    `heeds_weights` says whether it writes more for targets that need more rows.
+    """
+
+    heeds_weights: ClassVar[bool]
 
     def generate(self, assignment: Assignment) -> Generated:
         """Write one round's candidates."""
@@ -62,27 +68,32 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class DroppedFiles:
-    """Candidates that somebody else wrote into a JSONL file for each round."""
+    """Candidates that somebody else wrote into a file for each round."""
 
-    pattern: str
+    heeds_weights: ClassVar[bool] = False
+    source: FileSource
 
     def path(self, round_number: int) -> Path:
         """The file of a round."""
-        return Path(self.pattern.replace("{round}", f"{round_number:04d}"))
+        return Path(self.source.pattern.replace("{round}", f"{round_number:04d}"))
 
     def generate(self, assignment: Assignment) -> Generated:
         """Read the round's file."""
-        return Generated(read_samples(self.path(assignment.round_number)))
+        return Generated(self._rows(assignment.round_number))
 
     def fingerprint(self, round_number: int) -> str:
         """Hash of the ids in the round's file, which are hashes of its rows."""
-        return digest([s.sample_id for s in read_samples(self.path(round_number))])
+        return digest([s.sample_id for s in self._rows(round_number)])
+
+    def _rows(self, round_number: int) -> list[Sample]:
+        return read_samples(self.path(round_number), self.source.columns)
 
 
 @dataclass(frozen=True)
 class Playground:
     """The built-in author, which errs on purpose and says on the side where."""
 
+    heeds_weights: ClassVar[bool] = False
     author: PlaygroundGenerator
     num_candidates: int
 

@@ -1,18 +1,18 @@
-"""What a server is asked for: which target rows it is shown, and in which words."""
+"""What an LLM is asked for: which target rows it is shown, and in which words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from evoselect_pipeline.config_rows import ServerSource
+from evoselect_pipeline.config_rows import LLMSource
 from evoselect_pipeline.core.records import Message, Sample, digest, make_sample
 from evoselect_pipeline.errors import ConfigError
 from evoselect_pipeline.generation.base import Assignment
+from evoselect_pipeline.templates import template
 
 TEMPLATE = Path(__file__).parent / "templates" / "rows.jinja"
 
@@ -30,12 +30,17 @@ class Request:
     parents: tuple[str, ...]
 
 
-def requests_for(source: ServerSource, assignment: Assignment) -> list[Request]:
+def requests_for(source: LLMSource, assignment: Assignment, model: str) -> list[Request]:
     """The requests of a round, deterministic in its seed.
 
     The first example of a request is the row to be imitated. Every target is it about as often as
     its weight says; the other examples are drawn from its subtask, and from all where it has too
     few. The first requests of a larger number of candidates are those of a smaller one.
+
+    Parameters
+    ----------
+    model : str
+        What identifies the model: its name, or a hash of it.
     """
     in_order = sorted(assignment.targets, key=lambda row: row.sample_id)
     shares = [assignment.weights.get(row.sample_id, 1.0) for row in in_order]
@@ -49,12 +54,12 @@ def requests_for(source: ServerSource, assignment: Assignment) -> list[Request]:
         )
         numbers = {"num_rows": num_rows, "number": number, "round": assignment.round_number}
         words = _words(source, text, shown, numbers)
-        key = digest(source.model, source.sampling, words, number, assignment.seed)
+        key = digest(model, source.sampling, words, number, assignment.seed)
         found.append(Request(key, words, tuple(row.sample_id for row in shown)))
     return found
 
 
-def checked_template(source: ServerSource) -> str:
+def checked_template(source: LLMSource) -> str:
     """The template that is in force; refused if it cannot be filled in."""
     blank = make_sample([Message("user", "a prompt"), Message("assistant", "an answer")])
     text = _text(source)
@@ -90,13 +95,13 @@ def _company(
 
 
 def _words(
-    source: ServerSource, text: str, shown: Sequence[Sample], numbers: Mapping[str, int]
+    source: LLMSource, text: str, shown: Sequence[Sample], numbers: Mapping[str, int]
 ) -> str:
     from jinja2 import TemplateError
 
     examples = [{"prompt": row.prompt, "completion": row.completion} for row in shown]
     try:
-        words = _compiled(text).render(examples=examples, **numbers).strip()
+        words = template(text).render(examples=examples, **numbers).strip()
     except TemplateError as error:
         raise ConfigError(f"generator.template {source.template or TEMPLATE}: {error}") from None
     if not words:
@@ -104,17 +109,9 @@ def _words(
     return words
 
 
-def _text(source: ServerSource) -> str:
+def _text(source: LLMSource) -> str:
     file = source.template or TEMPLATE
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"generator.template {file}: cannot be read: {error}") from None
-
-
-@cache
-def _compiled(text: str):
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(text)

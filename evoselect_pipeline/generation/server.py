@@ -1,32 +1,26 @@
-"""Rows from an LLM behind an OpenAI-compatible server: asked for in parallel, paid for once.
-
-An answer is written to the log before it is read, and what the log holds is not asked for again.
-"""
+"""Rows from an LLM behind an OpenAI-compatible server: asked for in parallel, paid for once."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from evoselect_pipeline.config_rows import ServerSource
-from evoselect_pipeline.core.records import Sample, digest
+from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import ConfigError
-from evoselect_pipeline.generation.answers import CUT, read_answer
 from evoselect_pipeline.generation.asking import NoAnswer, Rejected, ask, open_client
 from evoselect_pipeline.generation.base import Assignment, Generated
-from evoselect_pipeline.generation.requests import Request, checked_template, requests_for
+from evoselect_pipeline.generation.questions import Questions
+from evoselect_pipeline.generation.requests import Request, checked_template
 from evoselect_pipeline.progress import progress
-from evoselect_pipeline.stores.answer_log import Answer, AnswerLog
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-TRIES = 3  # how often a request is put whose answers cannot be read
 MOST_SILENT = 5  # requests in a row without an answer: the server is down
 FEW = 0.1  # share of requests without an answer that a round can do without
 
@@ -39,8 +33,9 @@ TRANSPORT = {
 
 @dataclass(frozen=True)
 class Server:
-    """A generator whose rows an LLM writes."""
+    """A generator whose rows an LLM behind a server writes."""
 
+    heeds_weights: ClassVar[bool] = True
     source: ServerSource
 
     def generate(self, assignment: Assignment) -> Generated:
@@ -54,25 +49,10 @@ class Server:
             If it does not answer, or leaves too many requests without an answer; what it answered
             is kept.
         """
-        if assignment.log_file is None:
-            raise ConfigError(
-                "generator.kind server: its answers are paid for, and there is no place to keep"
-                " them here; write the rows to files first (generator.kind: files)"
-            )
-        log = AnswerLog(assignment.log_file)
-        round_ = _Round(self.source, requests_for(self.source, assignment), log)
-        round_.read_log()
+        questions = Questions(self.source, assignment, self.source.model)
+        round_ = _Round(self.source, questions)
         _finish_beside(round_.ask_all())
-        return Generated(
-            round_.samples,
-            facts={
-                "refused_answers": dict(sorted(Counter(round_.refused).items())),
-                "num_requests": log.spent.num_requests,
-                "num_tokens": log.spent.num_tokens,
-                "cost": round(log.spent.cost, 6),
-                "stopped_by": round_.limit,
-            },
-        )
+        return questions.generated(len(round_.unanswered), round_.limit)
 
     def fingerprint(self, round_number: int) -> str:
         """Hash of what is asked, and of how much of it may be; a bad template is refused."""
@@ -82,55 +62,34 @@ class Server:
 
 @dataclass
 class _Round:
-    """One round of questions and answers; all state is touched from one event loop alone."""
+    """The asking of one round; all state is touched from one event loop alone."""
 
     source: ServerSource
-    requests: list[Request]
-    log: AnswerLog
+    questions: Questions
     limit: str | None = None  # the spending limit that ended the asking
+    unanswered: list[NoAnswer] = field(default_factory=list)  # a request each
     _refusal: ConfigError | None = None  # what the server would say to every request
-    _unanswered: list[NoAnswer] = field(default_factory=list)  # a request each
-    _rows: dict[str, list[Sample]] = field(default_factory=dict)
-    _refused: dict[str, list[str]] = field(default_factory=dict)
-    _tries: dict[str, int] = field(default_factory=dict)
     _silent: int = 0  # requests in a row without an answer
     _done: int = 0
 
-    @property
-    def samples(self) -> list[Sample]:
-        """The rows, in the order of the requests, however the answers came."""
-        return [row for request in self.requests for row in self._rows.get(request.key, [])]
-
-    @property
-    def refused(self) -> list[str]:
-        """Why parts of answers, or whole ones, were no rows."""
-        told = [why for request in self.requests for why in self._refused.get(request.key, [])]
-        return told + ["no_answer"] * len(self._unanswered)
-
-    def read_log(self) -> None:
-        """Settle first what was answered before: a limit must not hide what is paid for."""
-        for request in self.requests:
-            for answer in self.log.answers_to(request.key):
-                self._heed(request, answer, is_new=False)
-
     async def ask_all(self) -> None:
         """Put what is open, a few at a time, until all is answered or a limit is reached."""
-        still_open = [request for request in self.requests if self._is_open(request)]
-        self._done = len(self.requests) - len(still_open)
+        still_open = self.questions.open_requests()
+        self._done = len(self.questions) - len(still_open)
         waiting = iter(still_open)
         async with open_client(self.source) as client, asyncio.TaskGroup() as group:
             for _ in range(self.source.concurrency):
                 group.create_task(self._work(client, waiting))
         if self._refusal:
             raise self._refusal
-        missing = len(self._unanswered)
-        if missing > FEW * len(self.requests) or self._silent >= MOST_SILENT:
+        missing = len(self.unanswered)
+        if missing > FEW * len(self.questions) or self._silent >= MOST_SILENT:
             # What is refused would be refused again; what is silent may speak later.
-            is_for_good = all(isinstance(error, Rejected) for error in self._unanswered)
+            is_for_good = all(isinstance(error, Rejected) for error in self.unanswered)
             raise (ConfigError if is_for_good else ConnectionError)(
-                f"{self.source.base_url}: {missing} of {len(self.requests)} requests got no answer,"
-                f" the last because: {self._unanswered[-1]}. What was answered is kept; materialize"
-                " candidates again when the server is well"
+                f"{self.source.base_url}: {missing} of {len(self.questions)} requests got no"
+                f" answer, the last because: {self.unanswered[-1]}. What was answered is kept;"
+                " materialize candidates again when the server is well"
             )
 
     async def _work(self, client: AsyncOpenAI, waiting: Iterator[Request]) -> None:
@@ -140,43 +99,28 @@ class _Round:
             if self.limit or self._refusal or self._silent >= MOST_SILENT:
                 return
             self._done += 1
-            progress("requests to the generator", self._done, len(self.requests))
+            progress("requests to the generator", self._done, len(self.questions))
 
     async def _settle(self, client: AsyncOpenAI, request: Request) -> None:
         """Have one request answered, asking again where an answer holds no row."""
-        while self._is_open(request):
+        while self.questions.is_open(request):
             self.limit = self.limit or self._limit_reached()
             if self.limit:
                 return
             try:
-                answer = await ask(client, self.source, request, self.log.next_attempt(request.key))
+                answer = await ask(client, self.source, self.questions.next_question(request))
             except NoAnswer as error:
-                self._unanswered.append(error)
+                self.unanswered.append(error)
                 self._silent += 1
                 return
             except ConfigError as error:
                 self._refusal = error
                 return
             self._silent = 0
-            self.log.append(answer)
-            self._heed(request, answer, is_new=True)
-
-    def _is_open(self, request: Request) -> bool:
-        return request.key not in self._rows and self._tries.get(request.key, 0) < TRIES
-
-    def _heed(self, request: Request, answer: Answer, is_new: bool) -> None:
-        """Take an answer's rows. What was cut earlier counts as no try: the cause may be gone."""
-        if answer.ended in CUT and not is_new:
-            return
-        as_json = self.source.format == "json"
-        found = read_answer(answer, request, as_json, f"llm:{self.source.model}")
-        self._tries[request.key] = self._tries.get(request.key, 0) + 1
-        self._refused.setdefault(request.key, []).extend(found.refused)
-        if found.samples:
-            self._rows[request.key] = found.samples
+            self.questions.take([answer])
 
     def _limit_reached(self) -> str | None:
-        spent = self.log.spent
+        spent = self.questions.log.spent
         limits = {
             "max_requests": (spent.num_requests, self.source.max_requests),
             "max_total_tokens": (spent.num_tokens, self.source.max_total_tokens),

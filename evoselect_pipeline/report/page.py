@@ -115,7 +115,7 @@ def cost_section(seconds: Mapping[str, float], bill: Bill | None = None) -> str:
 
 def _bill(bill: Bill) -> str:
     text = (
-        f"The generator's server answered {number(bill.num_requests)} requests with"
+        f"The generator's LLM answered {number(bill.num_requests)} requests with"
         f" {number(bill.num_tokens)} tokens, prompts included: {bill.cost:.4g} at the configured"
         " prices."
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from evoselect_pipeline.core.gates import evaluation_keys, prompt_key
+from evoselect_pipeline.core.text_keys import evaluation_keys, prompt_key
 from evoselect_pipeline.errors import EvoselectError
-from evoselect_pipeline.rounds.candidates import ANSWERS
+from evoselect_pipeline.rounds.candidates import ANSWERS, has_answers
 from evoselect_pipeline.rounds.champion import champion
 from evoselect_pipeline.rounds.data import SPLITS, split_rows
 from evoselect_pipeline.rounds.line import PROMOTED, Line, entered, read_facts, read_json
@@ -129,10 +129,11 @@ def _leakage(line: Line, number: int) -> Iterator[Problem]:
 
 
 def _answers(line: Line, number: int) -> Iterator[Problem]:
-    """Every answer of a generator's server that a round tells of is kept, and kept once."""
-    facts = read_facts(line.artifact(number, "candidates"))
-    if "num_requests" not in facts:
+    """Every answer of a generator's LLM that a round tells of is kept, and kept once."""
+    pool = line.artifact(number, "candidates")
+    if not has_answers(pool):
         return
+    facts = read_facts(pool)
     kept = AnswerLog(line.home.round_dir(line.name, number) / ANSWERS).spent
     # More may be kept: an attempt with a higher limit may not have come to its end.
     if kept.num_requests < facts["num_requests"] or kept.num_tokens < facts["num_tokens"]:

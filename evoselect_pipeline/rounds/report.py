@@ -23,8 +23,9 @@ from evoselect_pipeline.report.facts import (
     TargetShare,
     Training,
 )
+from evoselect_pipeline.rounds.candidates import has_answers
 from evoselect_pipeline.rounds.costs import seconds_spent
-from evoselect_pipeline.rounds.data import split_rows, target_set
+from evoselect_pipeline.rounds.data import published_target_set, split_rows
 from evoselect_pipeline.rounds.gradient_space import cloud_and_spread
 from evoselect_pipeline.rounds.line import (
     FACTS,
@@ -134,7 +135,7 @@ def _inputs(line: Line, round_number: int) -> dict[str, Any]:
         for number in range(round_number)
     ]
     return made_from(
-        line, {"layout": LAYOUT}, target_set=target_set(line).digest, **read
+        line, {"layout": LAYOUT}, target_set=published_target_set(line).digest, **read
     ) | {"earlier": earlier}  # fmt: skip
 
 
@@ -284,9 +285,10 @@ def _examples(
 
 
 def _bill(line: Line, round_number: int) -> Bill | None:
-    facts = read_facts(line.artifact(round_number, "candidates"))
-    if "num_requests" not in facts:
+    pool = line.artifact(round_number, "candidates")
+    if not has_answers(pool):
         return None
+    facts = read_facts(pool)
     return Bill(*(facts[field.name] for field in fields(Bill)))
 
 

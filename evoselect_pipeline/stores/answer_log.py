@@ -1,6 +1,7 @@
-"""What a generator's server answered: written down as it came, before anybody makes sense of it.
+"""What a generator's LLM answered: written down as it came, before anybody makes sense of it.
 
-An answer is paid for. Whatever happens after it came, a kill included, it is not asked for again.
+An answer is paid for, with money or with time. Whatever happens after it came, a kill included, it
+is not asked for again.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -27,9 +29,9 @@ class Answer:
     text : str
         The model's words, empty where there are none.
     ended : str
-        The server's finish reason (`stop`, `length`, ...), or ours where the answer was no answer.
+        The finish reason (`stop`, `length`, ...), or ours where the answer was no answer.
     prompt_tokens, completion_tokens : int
-        As the server counted them, unless `estimated`.
+        As the LLM's side counted them, unless `estimated`.
     cost : float
         In the currency of the configured prices, at the time.
     """
@@ -83,21 +85,22 @@ class AnswerLog:
         """The number of an attempt that nothing was answered to, nor to a later one."""
         return max(self._answers[request], default=-1) + 1
 
-    def append(self, answer: Answer) -> None:
-        """Write an answer down; it is on the disk when this returns."""
+    def append(self, answers: Sequence[Answer]) -> None:
+        """Write answers down together; they are on the disk when this returns."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         fault("answers:before")
         if self._cut_off is not None:
             os.truncate(self.file, self._cut_off)
             self._cut_off = None
         with self.file.open("ab") as file:
-            line = json.dumps(asdict(answer), ensure_ascii=True).encode()
-            file.write(self._line_end + line + b"\n")
+            lines = [json.dumps(asdict(answer), ensure_ascii=True) + "\n" for answer in answers]
+            file.write(self._line_end + "".join(lines).encode())
             self._line_end = b""
             file.flush()
             os.fsync(file.fileno())
         fault("answers:after")
-        self._keep(answer)
+        for answer in answers:
+            self._keep(answer)
 
     def _take_up(self, whole: bytes, end: int) -> None:
         """Heed a last line without an end: whole, as editors leave it, or cut off by a kill."""
@@ -129,6 +132,6 @@ def _read(line: bytes, where: str) -> Answer:
         return Answer(**{field.name: row[field.name] for field in fields(Answer)})
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"{where}: expected one answer of the generator's server, got {error!r}; the file was"
+            f"{where}: expected one answer of the generator's LLM, got {error!r}; the file was"
             " changed from outside. Remove the line: its answer is asked for again"
         ) from None

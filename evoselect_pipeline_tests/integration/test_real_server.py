@@ -21,8 +21,12 @@ GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 MODEL = REPOSITORY / "evoselect_pipeline" / "playground" / "base_model"
 SIZES = {"targets": 12, "validation": 12, "test": 12}
 NUM_CANDIDATES = 40
-# A new question out of an old one; the model's answer to it completes the row.
-TEMPLATE = "Round {{ round }}, question {{ number }}: {{ examples[0].prompt }}"
+# A question out of others, of none so much that the gates take it for theirs; the model's answer to
+# it completes the row.
+TEMPLATE = (
+    "Round {{ round }}, question {{ number }}:"
+    "{% for example in examples %} {{ example.prompt.split()[:6] | join(' ') }}{% endfor %}?"
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,21 +65,18 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def config(server, tmp_path):
-    """GSM8K's first rows as a task."""
-    [train] = GSM8K.glob("*train*.jsonl")
-    rows = [json.loads(line) for line in train.read_text().splitlines()[: sum(SIZES.values())]]
-    for name, size in SIZES.items():
-        part, rows = rows[:size], rows[size:]
-        text = "".join(
-            json.dumps({"prompt": r["question"], "completion": r["answer"].split("#### ")[-1]})
-            + "\n"
-            for r in part
-        )
-        (tmp_path / f"{name}.jsonl").write_text(text)
+    """A task of GSM8K's files as they were published, with a few rows for each purpose."""
     (tmp_path / "question.jinja").write_text(TEMPLATE)
     tree = {
         "line": "gsm8k",
-        "task": {"kind": "files", **{name: f"{tmp_path}/{name}.jsonl" for name in SIZES}},
+        "task": {
+            "kind": "files",
+            "rows": str(GSM8K / "train.jsonl"),
+            "test": str(GSM8K / "test.jsonl"),
+            "columns": {"prompt": "question", "completion": "answer"},
+            "metric": "numeric",
+            **{f"num_{name}": size for name, size in SIZES.items()},
+        },
         "generator": {
             "kind": "server",
             "base_url": server,
@@ -88,7 +89,10 @@ def config(server, tmp_path):
             "concurrency": 2,
         },
         "gradients": {"dim": 64},
-        "quality": {"warm_up_steps": 5},
+        # A model that knows no school sums cannot tell whose answers are right, and what it writes
+        # is near no target: the nearest must do.
+        "quality": {"prior": "none"},
+        "selection": {"evoselect": {"rounding": "topk"}},
         "train": {"steps": 5},
         "evaluation": {"max_new_tokens": 4},
         "promotion": {"tolerance": 2},

@@ -22,7 +22,7 @@ SOURCE = ServerSource(
 
 def asked(seed=0, weights=None, round_number=0, **changes):
     assignment = Assignment(TARGETS, round_number, seed, weights or {})
-    return requests_for(SOURCE.model_copy(update=changes), assignment)
+    return requests_for(SOURCE.model_copy(update=changes), assignment, "m")
 
 
 @given(

@@ -1,0 +1,109 @@
+"""Rows from a function of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar
+
+from evoselect_pipeline.config_rows import FunctionSource
+from evoselect_pipeline.core.records import Sample, digest, sample_from_row
+from evoselect_pipeline.errors import ConfigError, DataError
+from evoselect_pipeline.generation.base import Assignment, Generated
+
+
+@dataclass(frozen=True)
+class OwnFunction:
+    """A generator that is the user's own Python."""
+
+    heeds_weights: ClassVar[bool] = True
+    source: FunctionSource
+
+    def generate(self, assignment: Assignment) -> Generated:
+        """Take rows from the function, at most as many as are asked for.
+
+        Raises
+        ------
+        ConfigError
+            If the function cannot be imported, or not be called as it is.
+        DataError
+            If a row is none, or the function raises; a connection that fails or takes too long is
+            let through, because it may come back.
+        """
+        rows = islice(self._rows(assignment), self.source.num_candidates)
+        return Generated([self._sample(number, row) for number, row in enumerate(rows, start=1)])
+
+    def fingerprint(self, round_number: int) -> str:
+        """Hash of the settings and of the source of the module that they name.
+
+        What else decides what the function writes, nobody can see from here.
+        """
+        self._imported()
+        try:
+            code = inspect.getsource(sys.modules[self.source.function.partition(":")[0]])
+        except (OSError, TypeError) as error:
+            raise ConfigError(
+                f"{self._name}: its module has no source ({error}), by which one version could be"
+                " told from another; call it from a module of your own"
+            ) from None
+        return digest(self.source.model_dump(mode="json"), code)
+
+    @property
+    def _name(self) -> str:
+        return f"generator.function {self.source.function}"
+
+    def _imported(self) -> Callable[..., Any]:
+        module, _, name = self.source.function.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except Exception as error:  # importing runs the user's code
+            raise ConfigError(
+                f"{self._name}: cannot be imported: {type(error).__name__}: {error}. Install its"
+                " package where the round runs, or put its folder on PYTHONPATH"
+            ) from error
+        if not callable(found):
+            raise ConfigError(f"{self._name}: expected a function, found {type(found).__name__}")
+        try:
+            inspect.signature(found).bind([], 0, 0, {}, **self.source.options)
+        except (TypeError, ValueError) as error:
+            called = ", ".join(["targets, round_number, seed, weights", *self.source.options])
+            raise ConfigError(f"{self._name}: cannot be called with ({called}): {error}") from None
+        return found
+
+    def _rows(self, assignment: Assignment) -> Iterator[Any]:
+        """What the function returns, one by one; a generator fails while it is read."""
+        function = self._imported()
+        try:
+            rows = function(
+                assignment.targets,
+                assignment.round_number,
+                assignment.seed,
+                assignment.weights,
+                **self.source.options,
+            )
+            if not isinstance(rows, Iterable):
+                raise TypeError(f"it returned {type(rows).__name__}, expected rows")
+            yield from rows
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:  # it is the user's code, which may raise anything
+            raise DataError(f"{self._name}: {type(error).__name__}: {error}") from error
+
+    def _sample(self, number: int, row: Any) -> Sample:
+        where = f"{self._name}: row {number}"
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}: expected a mapping, found {type(row).__name__}")
+        parents = row.get("parents", ())
+        if not isinstance(parents, list | tuple) or not all(isinstance(p, str) for p in parents):
+            raise DataError(f"{where}: `parents` must be a list of sample ids, got {parents!r}")
+        return sample_from_row(
+            row,
+            where,
+            subtask=str(row.get("subtask") or row.get("task") or ""),
+            source=str(row.get("source") or self.source.function),
+            parents=tuple(parents),
+        )
