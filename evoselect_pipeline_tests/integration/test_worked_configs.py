@@ -1,0 +1,99 @@
+"""The worked configurations: each loads, and passes `evoselect check` on rows of its dataset's form."""
+
+import json
+
+import pytest
+import yaml
+
+from evoselect_pipeline.config_file import load_config
+from evoselect_pipeline.rounds.data import load_task
+from evoselect_pipeline_tests.integration.process import REPOSITORY
+
+EXAMPLES = REPOSITORY / "docs" / "examples"
+NAMES = sorted(file.stem for file in EXAMPLES.glob("*.yaml"))
+PLACES = ("Oslo", "Lima", "Rome", "Cairo")
+
+
+def school_sum(number: int) -> dict:
+    """A row as GSM8K has them."""
+    return {
+        "question": f"A farmer in {PLACES[number % 4]} has {number} cows and buys {number * 3} more"
+        f" on day {number + 40}. How many cows does she have?",
+        "answer": f"She has {number}+{number * 3} = <<{number}+{number * 3}={number * 4}>>"
+        f"{number * 4} cows.\n#### {number * 4}",
+    }
+
+
+def quiz(number: int) -> dict:
+    """A row as ARC has them; some of its rows number their options."""
+    labels = ["A", "B", "C", "D"] if number % 3 else ["1", "2", "3", "4"]
+    return {
+        "id": f"row {number}",
+        "question": f"In year {number}, {number * 17} boats left {PLACES[number % 4]}. Where to?",
+        "choices": {"text": [f"port {number * k}" for k in range(1, 5)], "label": labels},
+        "answerKey": labels[number % 4],
+    }
+
+
+ROWS = {"gsm8k": school_sum, "multiple_choice": quiz}
+
+
+@pytest.fixture
+def on_local_rows(tmp_path):
+    """Make a worked configuration one whose datasets and models are here."""
+
+    def write(name: str):
+        tree = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8"))
+        if name in ROWS:
+            numbers = iter(range(10**6))
+            for split, size in (("rows", 500), ("validation", 40), ("test", 40)):
+                if split in tree["task"]:
+                    folder = tmp_path / split
+                    folder.mkdir()
+                    rows = [ROWS[name](next(numbers)) for _ in range(size)]
+                    text = "".join(json.dumps(row) + "\n" for row in rows)
+                    (folder / "train.jsonl").write_text(text)
+                    tree["task"][split] = {"dataset": str(folder)}
+            for model in {"model", "proxy"} & tree.keys():
+                tree[model] = {"max_length": tree[model]["max_length"]}
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(tree))
+        return file
+
+    return write
+
+
+def test_there_are_the_three():
+    assert NAMES == ["gsm8k", "multiple_choice", "playground"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_worked_configuration_loads(name):
+    config = load_config(EXAMPLES / f"{name}.yaml")
+    assert config.line.startswith(name.split("_")[0]) or name == "multiple_choice"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_worked_configuration_passes_the_check_on_rows_of_its_form(
+    name, on_local_rows, evoselect, tmp_path
+):
+    file = on_local_rows(name)
+    checked = evoselect("check", "--config", file, "--home", tmp_path / "home")
+    assert checked.code == 0, checked.err
+    assert "all is well" in checked.out
+    assert not (tmp_path / "home").exists()
+
+
+def test_questions_and_options_become_the_paper_s_prompts(on_local_rows):
+    rows = load_task(load_config(on_local_rows("multiple_choice"))).test
+    [row] = [row for row in rows if row.prompt.startswith("In year 540,")]
+    assert row.prompt == (
+        "In year 540, 9180 boats left Oslo. Where to?\n(A) port 540\n(B) port 1080\n(C) port 1620\n"
+        "(D) port 2160\nAnswer with the letter of the right option."
+    )
+    assert row.completion == "(A)"
+
+
+def test_school_sums_are_drawn_with_the_numbers_that_count(on_local_rows):
+    rows = load_task(load_config(on_local_rows("gsm8k")))
+    assert (len(rows.targets), len(rows.validation), len(rows.test)) == (64, 400, 40)
