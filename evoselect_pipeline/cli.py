@@ -137,6 +137,33 @@ def promote(
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to make.")],
+    round: Annotated[
+        int | None,
+        typer.Option(min=0, help="The round whose adapter it is.", show_default="the champion's"),
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Merge it into the base model, and check the result.")
+    ] = False,
+    line: LineName = None,
+    config: ConfigFile = None,
+    home: HomeDir = None,
+    set_: Set = None,
+    format: ReportFormat = Format.table,
+) -> None:
+    """Write an adapter, or the merged model, as a folder for transformers, vLLM and llama.cpp.
+
+    Its model card tells what it was made from, how it was judged, and how to load it.
+    """
+    from evoselect_pipeline.commands.context import open_line
+    from evoselect_pipeline.commands.export import export as export_adapter
+
+    opened = open_line(config, home, set_ or [], line)
+    export_adapter(opened, round, out, merged=merged, format=format.value)
+
+
+@app.command()
 def check(
     strict: Annotated[
         bool, typer.Option("--strict", help="Verify every stored artifact and invariant, too.")
@@ -155,9 +182,30 @@ def check(
 
 
 @app.command()
+def preview(
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
+    line: LineName = None,
+    config: ConfigFile = None,
+    home: HomeDir = None,
+    set_: Set = None,
+    format: ReportFormat = Format.table,
+) -> None:
+    """Show rows of the task token by token: what is masked, what is trained, is the stop token.
+
+    Target rows come first, one of each subtask. Nothing is written.
+    """
+    from evoselect_pipeline.commands.context import open_line
+    from evoselect_pipeline.commands.preview import show_rows
+
+    show_rows(open_line(config, home, set_ or [], line).config, rows, format.value)
+
+
+@app.command()
 def select(
-    candidates: Annotated[Path, typer.Option(metavar="FILE", help="JSONL of rows to choose from.")],
-    target: Annotated[Path, typer.Option(metavar="FILE", help="JSONL of rows to align with.")],
+    candidates: Annotated[
+        Path, typer.Option(metavar="FILE", help="Rows to choose from: JSON lines, CSV, Parquet.")
+    ],
+    target: Annotated[Path, typer.Option(metavar="FILE", help="Rows to align with.")],
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="Where chosen rows go: .jsonl or .parquet.")
     ],
@@ -176,13 +224,17 @@ def select(
     source_share: Annotated[
         float | None, typer.Option(help="Largest share of the budget for rows of one `source`.")
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=COLUMN", help="A column's name, as in prompt=question."),
+    ] = None,
     set_: Set = None,
     format: ReportFormat = Format.table,
 ) -> None:
     """Choose rows from your own files, each with a reason: selection alone, without Dagster.
 
-    Rows are JSON objects with `messages`, or `prompt` and `completion`; chosen rows keep all their
-    fields and gain sample_id, rank, reason, target_id and transport_mass.
+    Rows have `messages`, or `prompt` and `completion`, or what --column names instead; chosen rows
+    keep all their fields and gain sample_id, rank, reason, target_id and transport_mass.
     """
     from evoselect_pipeline.commands.select import Request, select_rows
 
@@ -191,6 +243,7 @@ def select(
         tuple(set_ or ()),
         max_tokens,
         source_share,
+        tuple(column or ()),
     )
     select_rows(request, format.value)
 

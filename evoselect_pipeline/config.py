@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,12 +17,15 @@ from pydantic import (
 from evoselect_pipeline.config_rows import (
     FileSource,
     FileTask,
+    FunctionSource,
+    ModelSource,
     PlaygroundSource,
     PlaygroundTask,
     ServerSource,
     Settings,
+    spelled_out,
 )
-from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
+from evoselect_pipeline.core.settings import Budget, EvoSelectSettings, GateSettings
 from evoselect_pipeline.stores.home import line_name
 
 Method = Literal[
@@ -39,18 +44,50 @@ class ModelSettings(Settings):
     revision: str | None = Field(
         default=None, description="Commit on the hub; pin it for real work."
     )
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Number format of the weights; bfloat16 takes half the memory.",
+    )
     max_length: int = Field(
         default=1024, ge=8, description="Longest row in tokens; longer ones are out."
     )
+    chat_template: Path | None = Field(
+        default=None,
+        description="Jinja file in place of the tokenizer's own chat template, for models that have"
+        " none, or one whose prompt is not the start of the whole conversation.",
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run code that the model brings along. Read it first: only a folder here, which"
+        " nobody else changes, or a commit on the hub, named in `revision`, stays what you read.",
+    )
+    quantization: Literal["none", "nf4"] = Field(
+        default="none",
+        description="`nf4`: train the adapter on the base in 4 bits (the extra `qlora`); gradients"
+        " and evaluation stay in `dtype`, where the adapter is merged.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        is_commit = re.fullmatch("[0-9a-f]{40}", self.revision or "")
+        if self.trust_remote_code and not (is_commit or Path(self.name).is_dir()):
+            raise ValueError(
+                "trust_remote_code needs a folder as name, or the commit that you have read as"
+                f" revision, all 40 digits of it; revision is {self.revision!r}"
+            )
+        return self
 
 
 class LoraSettings(Settings):
     """The adapter's shape."""
 
-    rank: int = Field(default=8, ge=1)
-    alpha: float = Field(default=16.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    rank: int = Field(
+        default=8, ge=1, description="Width of its factors: more can learn more, and costs more."
+    )
+    alpha: float = Field(default=16.0, gt=0, description="Its scale: it counts alpha / rank times.")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of its inputs that training drops."
+    )
     targets: str | tuple[str, ...] = Field(
         default="all-linear", description="Layers, as peft names them."
     )
@@ -105,7 +142,9 @@ class QualitySettings(Settings):
 class SelectionSettings(Settings):
     """Which rows train the student."""
 
-    method: Method = "evoselect"
+    method: Method = Field(
+        default="evoselect", description="The selector; `all` and `random` are controls."
+    )
     ratio: float = Field(default=0.2, gt=0, le=1, description="Share of the candidates to choose.")
     max_tokens: int | None = Field(
         default=None, ge=1, description="Most tokens with loss that the chosen rows may have."
@@ -136,24 +175,44 @@ class TrainSettings(Settings):
     steps: int = Field(
         default=200, ge=1, description="Optimizer steps; ignored when `epochs` is given."
     )
-    epochs: float | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=16, ge=1)
+    epochs: float | None = Field(
+        default=None, gt=0, description="Passes over the chosen rows, instead of `steps`."
+    )
+    batch_size: int = Field(
+        default=16, ge=1, description="Rows in a micro-batch; halve it if memory runs out."
+    )
     accumulation: int = Field(default=1, ge=1, description="Micro-batches in one optimizer step.")
-    learning_rate: float = Field(default=4e-3, gt=0)
+    learning_rate: float = Field(
+        default=4e-3,
+        gt=0,
+        description="Its peak; 4e-3 suits the playground, 1e-4 to 2e-4 most models.",
+    )
     warmup: int = Field(
         default=10, ge=0, description="Steps of linear warm-up before the cosine decay."
     )
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    bf16: bool = False
-    checkpoint_steps: int = Field(default=100, ge=1)
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="Pull of the adapter's weights towards zero."
+    )
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="Longer gradients are scaled down to this."
+    )
+    bf16: bool = Field(default=False, description="Compute in bfloat16; for GPUs.")
+    checkpoint_steps: int = Field(
+        default=100,
+        ge=1,
+        description="Steps between checkpoints, from which a killed run goes on.",
+    )
 
 
 class EvaluationSettings(Settings):
     """How answers are decoded."""
 
-    max_new_tokens: int = Field(default=32, ge=1)
-    batch_size: int = Field(default=128, ge=1)
+    max_new_tokens: int = Field(
+        default=32,
+        ge=1,
+        description="Longest answer in tokens; a longer one is cut, and mostly wrong.",
+    )
+    batch_size: int = Field(default=128, ge=1, description="Questions answered together.")
 
 
 class PromotionSettings(Settings):
@@ -164,7 +223,9 @@ class PromotionSettings(Settings):
         ge=0,
         description="Loss of validation accuracy that the interval may reach down to.",
     )
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1, description="Of the bootstrap interval of the difference."
+    )
 
 
 class EngineSettings(Settings):
@@ -238,18 +299,15 @@ def _kind(value: Any) -> str | None:
     )
 
 
-def spelled_out(value: Any) -> Any:
-    """`engine: ray` is short for its kind, and stays so when further keys are set."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
 class LineConfig(Settings):
     """One evolution line: one task evolving under one configuration."""
 
     line: str = Field(
         default="playground", description="Name: lower-case letters, digits, underscores."
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(
+        default=0, ge=0, description="Fixes all that is drawn; the same seed gives the same round."
+    )
     task: Annotated[
         Annotated[PlaygroundTask, Tag("playground")] | Annotated[FileTask, Tag("files")],
         Discriminator(_kind),
@@ -257,9 +315,12 @@ class LineConfig(Settings):
     generator: Annotated[
         Annotated[PlaygroundSource, Tag("playground")]
         | Annotated[FileSource, Tag("files")]
+        | Annotated[FunctionSource, Tag("function")]
+        | Annotated[ModelSource, Tag("model")]
         | Annotated[ServerSource, Tag("server")],
         Discriminator(_kind),
     ] = PlaygroundSource()
+    gates: GateSettings = GateSettings()
     min_candidates: int = Field(
         default=16, ge=1, description="Fewer usable candidates end the round."
     )

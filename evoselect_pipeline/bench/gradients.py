@@ -41,8 +41,8 @@ from evoselect_pipeline.core.gradients import (
 )
 from evoselect_pipeline.progress import progress
 from evoselect_pipeline.rounds.representation import as_stored, make_extractor
+from evoselect_pipeline.training.model_files import PLAYGROUND
 from evoselect_pipeline.training.models import (
-    PLAYGROUND,
     load_base,
     load_encoder,
     load_proxy,

@@ -180,15 +180,15 @@ def _worlds_and_tasks(request: Request, config: LineConfig) -> tuple[Sequence[st
 
 
 def _read_input(configs: Sequence[LineConfig], num_rounds: int) -> dict[str, int]:
-    """Read every task's rows, the rounds' files and the tokenizer; the number of rows."""
+    """Read every task's rows, the rounds' files and the model's; the number of rows."""
     from evoselect_pipeline.rounds.candidates import load_generator
     from evoselect_pipeline.rounds.data import SPLITS, load_task
-    from evoselect_pipeline.training.models import load_encoder
+    from evoselect_pipeline.training.models import check_model
 
     sources = {repr((config.task, config.generator)): config for config in configs}
     rows = [load_task(config) for config in sources.values()]
     for config in sources.values():
-        load_encoder(config.model)
+        check_model(config.model)
         for number in range(num_rounds):
             load_generator(config).fingerprint(number)
     return {f"num_{split}": len(getattr(rows[0], split)) for split in SPLITS}

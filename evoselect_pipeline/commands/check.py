@@ -39,11 +39,12 @@ def check_line(line: Line, strict: bool, format: str) -> int:
 
 
 def refuse_bad_input(line: Line, num_rounds: int) -> None:
-    """Read the task's rows, the next rounds' files and the tokenizer before making anything."""
-    from evoselect_pipeline.training.models import load_encoder
+    """Read the task's rows, the next rounds' files and the models before making anything."""
+    from evoselect_pipeline.training.models import check_model
 
     load_task(line.config)
-    load_encoder(line.config.model)
+    for model in filter(None, (line.config.model, line.config.proxy)):
+        check_model(model)
     generator, first = load_generator(line.config), line.next_round()
     for number in range(first, first + num_rounds):
         generator.fingerprint(number)

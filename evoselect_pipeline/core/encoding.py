@@ -2,12 +2,19 @@
 
 A row's gradient must be the gradient of the loss it is later trained with, so both read the same
 ids and the same labels. Prompt tokens carry no loss; the answer and its stop token do.
+
+What a message says is text, also where it spells a control token: only the chat template writes
+those. Else a row could end its own turn, or speak for somebody else.
 """
 
 from __future__ import annotations
 
+import copy
+import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from evoselect_pipeline.core.records import Sample, digest
@@ -17,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED_LABEL = -100
+# Breaks the text of a control token in two. Drawn anew in each process, so that no text holds it.
+MARK = secrets.token_hex(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,8 @@ class Encoder:
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
-        Must have a chat template and an end-of-sequence token.
+        Must have a chat template and an end-of-sequence token. Without a padding token rows are
+        padded with the latter; labels go by position, so no stop token is masked by that.
     max_length : int
         Longest row in tokens. Longer rows are unusable: an answer that is cut off would teach the
         model not to stop.
@@ -63,7 +73,7 @@ class Encoder:
     Raises
     ------
     ConfigError
-        If the tokenizer lacks what the encoding needs.
+        If the tokenizer lacks what the encoding needs, or its template cannot be rendered.
     """
 
     def __init__(
@@ -74,8 +84,8 @@ class Encoder:
     ):
         if not tokenizer.chat_template:
             raise ConfigError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template; use an instruct"
-                " model, or save a template with the tokenizer"
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template, as is common for"
+                " base models; name a Jinja file in model.chat_template, or use an instruct model"
             )
         if tokenizer.eos_token_id is None:
             raise ConfigError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-text token")
@@ -84,13 +94,20 @@ class Encoder:
         eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
         self.stop_ids = sorted({int(eos), *map(int, stop_ids)})  # type: ignore[arg-type]
         self.pad_id = int(eos if pad is None else pad)  # type: ignore[arg-type]
-        self._special_texts = [text for text in tokenizer.all_special_tokens if text]
+        self._control_tokens = self._find_control_tokens()
+        self._control_text = _any_of(self._control_tokens)
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides which ids a conversation becomes."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         return digest(str(self.tokenizer.chat_template), vocabulary, self.stop_ids, self.max_length)
+
+    @cached_property
+    def control_ids(self) -> set[int]:
+        """The tokens that only the chat template writes."""
+        control, vocabulary = set(self._control_tokens), self.tokenizer.get_vocab()
+        return {*self.stop_ids, *(place for text, place in vocabulary.items() if text in control)}
 
     def encode(self, samples: Sequence[Sample]) -> tuple[list[Encoded], list[Unusable]]:
         """Encode rows; those that cannot be trained on come back with their reason."""
@@ -108,44 +125,96 @@ class Encoder:
         """Encode the conversations up to the answer, as the model is asked in evaluation."""
         return self._tokenize([self._render(sample)[0] for sample in samples])
 
+    def _find_control_tokens(self) -> list[str]:
+        """Added tokens that steer the model: special ones, stops, and those that mark a turn.
+
+        Some tokenizers do not call the tokens special that tell who speaks. Others are ordinary
+        words of an answer, such as `<think>`, and stay what they are. So do tokens of a single
+        character, which cannot be broken.
+        """
+        turn = self._apply_template([{"role": "user", "content": "x"}], add_generation_prompt=True)
+        steering = set(self.tokenizer.all_special_tokens)
+        for place, token in self.tokenizer.added_tokens_decoder.items():
+            text = str(token)
+            marks_a_turn = text in turn and re.search(r"[^\w\s]", text)
+            if token.special or place in self.stop_ids or marks_a_turn:
+                steering.add(text)
+        return sorted(text for text in steering if len(text) > 1)
+
     def _render(self, sample: Sample) -> tuple[str, str]:
-        turns = [{"role": m.role, "content": m.content} for m in sample.messages]
-        render = self.tokenizer.apply_chat_template
-        prompt = render(turns[:-1], tokenize=False, add_generation_prompt=True)
-        return str(prompt), str(render(turns, tokenize=False))
+        turns = [
+            {"role": m.role, "content": self._control_text.sub(rf"\g<0>{MARK}", m.content)}
+            for m in sample.messages
+        ]
+        prompt = self._apply_template(turns[:-1], add_generation_prompt=True)
+        return prompt, self._apply_template(turns, add_generation_prompt=False)
+
+    def _apply_template(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except TemplateError as error:
+            raise ConfigError(
+                f"{self.tokenizer.name_or_path}: the chat template fails on turns of"
+                f" {', '.join(turn['role'] for turn in turns)}: {error}; name one that takes them"
+                " in model.chat_template"
+            ) from error
+        return str(text)
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
+        is_broken = any(MARK in text for text in texts)
+        tokenizer = self._marked_tokenizer if is_broken else self.tokenizer
         # The template writes the special tokens itself.
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+        if not is_broken:
+            return ids
+        mark = tokenizer.convert_tokens_to_ids(MARK)
+        return [[token for token in row if token != mark] for row in ids]
 
-    def _encode_one(self, sample: Sample, prompt: list[int], whole: list[int]):
-        def unusable(reason: str, detail: str) -> Unusable:
-            return Unusable(sample.sample_id, reason, detail)
+    @cached_property
+    def _marked_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer for texts with marks: each is one token, which is taken out again."""
+        from transformers import AddedToken
 
-        for message in sample.messages:
-            for text in self._special_texts:
-                if text in message.content:
-                    return unusable("special_token_in_text", f"the text contains {text!r}")
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.add_tokens([AddedToken(MARK, normalized=False)])
+        return tokenizer
+
+    def _encode_one(
+        self, sample: Sample, prompt: list[int], whole: list[int]
+    ) -> Encoded | Unusable:
         if whole[: len(prompt)] != prompt:
             raise ConfigError(
                 f"{self.tokenizer.name_or_path}: the chat template renders a prompt that is not the"
-                " start of the whole conversation, so the loss mask would be wrong; use a template"
-                " whose generation prompt is a prefix of its assistant turn"
+                " start of the whole conversation, so the loss mask would be wrong; name a"
+                " template in model.chat_template whose assistant turn begins with its generation"
+                " prompt and which leaves earlier turns as they are"
             )
         answer = whole[len(prompt) :]
         stops = [place for place, token in enumerate(answer) if token in self.stop_ids]
         if not stops:
             raise ConfigError(
                 f"{self.tokenizer.name_or_path}: the chat template ends an answer with none of the"
-                f" stop tokens {self.stop_ids}, so the model would never learn to stop"
+                f" stop tokens {self.stop_ids}, so the model would never learn to stop; name one in"
+                " model.chat_template that writes the end-of-text token after an answer"
             )
         answer = answer[: stops[0] + 1]  # templates may add a line break that is not to be learned
         length = len(prompt) + len(answer)
         if length > self.max_length:
-            return unusable("too_long", f"{length} tokens, more than {self.max_length}")
+            detail = f"{length} tokens, more than {self.max_length}"
+            return Unusable(sample.sample_id, "too_long", detail)
         return Encoded(sample.sample_id, tuple(prompt + answer), len(prompt))
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    """A pattern of the first character of every occurrence of the texts, overlapping ones too."""
+    either = "|".join(map(re.escape, texts)) or "(?!)"
+    return re.compile(f"(?={either}).", re.DOTALL)
 
 
 def token_batches(

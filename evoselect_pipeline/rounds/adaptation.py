@@ -12,8 +12,9 @@ import numpy as np
 
 from evoselect_pipeline.core.metrics import bootstrap_interval, paired_bootstrap
 from evoselect_pipeline.core.records import digest
+from evoselect_pipeline.evaluation.metrics import load_metric
 from evoselect_pipeline.progress import progress
-from evoselect_pipeline.rounds.data import split_rows, target_set
+from evoselect_pipeline.rounds.data import published_target_set, split_rows
 from evoselect_pipeline.rounds.line import (
     FACTS,
     PROMOTED,
@@ -41,7 +42,7 @@ CHECKPOINTS = ".train-"  # start of the names of folders that training resumes f
 def lora_checkpoint(line: Line, round_number: int) -> Artifact:
     """Train the incoming adapter further on the selected rows."""
     from evoselect_pipeline.training.lora import train_adapter
-    from evoselect_pipeline.training.models import base_fingerprint, load_encoder
+    from evoselect_pipeline.training.models import load_encoder, trainable_fingerprint
 
     config = line.config
     start = entered(line, round_number)
@@ -51,7 +52,7 @@ def lora_checkpoint(line: Line, round_number: int) -> Artifact:
     inputs = made_from(
         line,
         settings,
-        base=base_fingerprint(config.model),
+        base=trainable_fingerprint(config.model),
         start=start.digest,
         selected_subset=subset.digest,
     )
@@ -107,14 +108,14 @@ def evaluation(line: Line, round_number: int) -> Artifact:
     facts: dict[str, Any] = {}
     for name, artifact in scored.items():
         for split in EVALUATED:
-            correct = _correct(artifact, split)
+            correct = _scores(artifact, split)
             mean, low, high = bootstrap_interval(np.array(correct), seed=line.config.seed)
             facts |= {f"{name}_{split}": mean}
             if name == "after":
                 facts |= {f"after_{split}_low": low, f"after_{split}_high": high}
     with publish(directory, inputs=inputs) as folder:
         for name, artifact in scored.items():
-            write_json(folder / f"{name}.json", {s: _correct(artifact, s) for s in EVALUATED})
+            write_json(folder / f"{name}.json", {s: _scores(artifact, s) for s in EVALUATED})
         write_json(folder / FACTS, facts)
     return open_artifact(directory)
 
@@ -199,25 +200,29 @@ def _score(line: Line, contender: Entering) -> Artifact:
     config = line.config
     inputs = made_from(
         line,
-        config.evaluation.model_dump(),
+        {**config.evaluation.model_dump(), "metric": config.task.metric.model_dump()},
         base=base_fingerprint(config.model),
         adapter=contender.digest,
-        target_set=target_set(line).digest,
+        target_set=published_target_set(line).digest,
     )
-    name = digest(contender.digest, config.model.model_dump())
+    # Only the place: what else decides the answers is among the inputs.
+    named = config.model.model_dump(include={"name", "revision", "dtype", "max_length"})
+    name = digest(contender.digest, named)
     directory = line.home.line_dir(line.name) / "evaluations" / name
     if found := find(directory, inputs):
         return found
-    from evoselect_pipeline.evaluation.exact_match import exact_match
+    from evoselect_pipeline.evaluation.answers import scored_answers
 
+    metric = load_metric(config.task.metric)
     model = load_merged(config.model, contender.path, config.lora)
     encoder = load_encoder(config.model)
     with publish(directory, inputs=inputs) as folder:
         for split in EVALUATED:
-            predictions = exact_match(
+            predictions = scored_answers(
                 model,
                 encoder,
                 split_rows(line, split),
+                metric.score,
                 max_new_tokens=config.evaluation.max_new_tokens,
                 batch_size=config.evaluation.batch_size,
                 on_rows=partial(progress, f"{split} answers"),
@@ -226,6 +231,6 @@ def _score(line: Line, contender: Entering) -> Artifact:
     return open_artifact(directory)
 
 
-def _correct(artifact: Artifact, split: str) -> list[float]:
+def _scores(artifact: Artifact, split: str) -> list[float]:
     path: Path = artifact.path / f"{split}.json"
-    return [float(prediction["correct"]) for prediction in read_json(path)]
+    return [prediction["score"] for prediction in read_json(path)]

@@ -219,13 +219,14 @@ def with_absolute_paths(config: LineConfig) -> LineConfig:
 
 
 def _found(model: ModelSettings) -> ModelSettings:
-    from evoselect_pipeline.training.models import model_path
+    from evoselect_pipeline.training.model_files import model_path
 
+    found: dict[str, Any] = {"chat_template": _absolute(model.chat_template)}
     folder = Path(model_path(model.name))
     # The shipped model lies elsewhere on another node.
-    if str(folder) != model.name or not folder.is_dir():
-        return model
-    return model.model_copy(update={"name": str(folder.resolve())})
+    if str(folder) == model.name and folder.is_dir():
+        found["name"] = str(folder.resolve())
+    return model.model_copy(update=found)
 
 
 def _absolute(path: Path | None) -> Path | None:

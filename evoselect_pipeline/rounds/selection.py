@@ -13,7 +13,7 @@ from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.core.selection import Candidates, Pick, Rejection, Selection
 from evoselect_pipeline.core.selectors import Alignment, align, restore_alignment, select
 from evoselect_pipeline.errors import DataError
-from evoselect_pipeline.rounds.data import selected_before, split_rows, target_set
+from evoselect_pipeline.rounds.data import published_target_set, selected_before, split_rows
 from evoselect_pipeline.rounds.distributed import cluster_of
 from evoselect_pipeline.rounds.line import (
     FACTS,
@@ -68,7 +68,7 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
         {"dim": config.gradients.dim, "target_span": config.gradients.target_span},
         fingerprint=fingerprint,
         candidates=pool.digest,
-        target_set=target_set(line).digest,
+        target_set=published_target_set(line).digest,
         history=digest(history_ids),
     )
     directory = line.stage_dir(round_number, "projected_gradients")

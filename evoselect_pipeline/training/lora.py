@@ -27,7 +27,7 @@ from transformers import (
 
 from evoselect_pipeline.core.encoding import Encoded
 from evoselect_pipeline.errors import DataError, NumericsError
-from evoselect_pipeline.training.models import load_base, load_encoder, with_adapter
+from evoselect_pipeline.training.models import load_encoder, load_trainable, with_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -130,7 +130,7 @@ def train_adapter(
         raise DataError("there are no rows to train on: the selected subset is empty")
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     set_seed(seed)
-    student = with_adapter(load_base(model), adapter, lora, adapter_seed, trainable=True)
+    student = with_adapter(load_trainable(model), adapter, lora, adapter_seed, trainable=True)
     tokenizer = load_encoder(model).tokenizer
     trainer = FiniteTrainer(
         model=student,

@@ -7,19 +7,27 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from evoselect_pipeline.core.encoding import Encoder
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.core.representations import LoraFactors
-from evoselect_pipeline.errors import ArtifactError, ConfigError, DataError
-from evoselect_pipeline.playground.tasks import BASE_MODEL_DIR
+from evoselect_pipeline.errors import ArtifactError, ConfigError
+from evoselect_pipeline.training.model_files import (
+    loading,
+    model_path,
+    read_config,
+    read_template,
+    refuse_foreign_code,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,8 +36,6 @@ if TYPE_CHECKING:
 
 # peft 0.21 asks transformers 5.23 for an attribute by its old name, each time a model is wrapped.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-
-PLAYGROUND = "playground"  # the model name that stands for the model shipped with the package
 
 
 @dataclass(frozen=True)
@@ -46,13 +52,22 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def model_path(name: str) -> str:
-    """The folder or hub name behind a configured model name."""
-    return str(BASE_MODEL_DIR) if name == PLAYGROUND else name
+def check_model(settings: ModelSettings) -> None:
+    """Look at everything about a model that can be looked at without reading its weights.
+
+    Raises
+    ------
+    ConfigError
+        If a later load of the model or its tokenizer would fail, as far as this can be known.
+    """
+    read_config(settings)
+    load_encoder(settings)
+    if settings.quantization != "none":
+        _refuse_without_4_bit()
 
 
 def load_base(settings: ModelSettings, *, attention: str | None = None) -> PreTrainedModel:
-    """Load a causal LM, weights from safetensors only.
+    """Load a causal LM unquantised, weights from safetensors only.
 
     Parameters
     ----------
@@ -61,37 +76,56 @@ def load_base(settings: ModelSettings, *, attention: str | None = None) -> PreTr
     attention : str, optional
         As transformers names it; what suits the model and the machine if not given.
     """
-    transformers_logging.disable_progress_bar()
-    path = model_path(settings.name)
-    try:
-        config = AutoConfig.from_pretrained(path, revision=settings.revision)
-        if getattr(config, "quantization_config", None):
-            raise ConfigError(
-                f"{settings.name!r} has quantised weights, into which no adapter can be merged;"
-                " name the model that it was made from"
-            )
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            revision=settings.revision,
-            dtype=getattr(torch, settings.dtype),
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(_cannot_load("model", settings, error)) from error
-    return model.to(device())  # type: ignore[arg-type]
+    return _load_weights(settings, attn_implementation=attention).to(device())  # type: ignore[arg-type]
+
+
+def load_trainable(settings: ModelSettings) -> PreTrainedModel:
+    """Load the base that an adapter is trained on: in 4 bits if `quantization` says so.
+
+    Everywhere else the base is in `dtype`: no adapter can be merged into 4 bits without rounding
+    it, and what serves in the end is the merged model.
+    """
+    if settings.quantization == "none":
+        return load_base(settings)
+    _refuse_without_4_bit()
+    in_4_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=settings.quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, settings.dtype),
+    )
+    model = _load_weights(settings, quantization_config=in_4_bits)
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def load_encoder(settings: ModelSettings) -> Encoder:
     """Load a model's tokenizer and wrap it in the one encoder."""
     path = model_path(settings.name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=settings.revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(_cannot_load("tokenizer", settings, error)) from error
+    refuse_foreign_code(settings)
+    with loading("tokenizer", settings):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+    if settings.chat_template is not None:
+        tokenizer.chat_template = read_template(settings.chat_template)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # batches are padded by position, not by id
     return Encoder(tokenizer, settings.max_length, _stop_ids(path, settings.revision))
+
+
+def _load_weights(settings: ModelSettings, **how: Any) -> PreTrainedModel:
+    transformers_logging.disable_progress_bar()
+    config = read_config(settings)
+    with loading("model", settings):
+        return AutoModelForCausalLM.from_pretrained(
+            model_path(settings.name),
+            config=config,
+            revision=settings.revision,
+            dtype=getattr(torch, settings.dtype),
+            use_safetensors=True,
+            trust_remote_code=settings.trust_remote_code,
+            **how,
+        )
 
 
 def _stop_ids(path: str, revision: str | None) -> list[int]:
@@ -103,11 +137,22 @@ def _stop_ids(path: str, revision: str | None) -> list[int]:
     return [stops] if isinstance(stops, int) else list(stops or ())
 
 
-def _cannot_load(what: str, settings: ModelSettings, error: Exception) -> str:
-    return (
-        f"cannot load the {what} of {settings.name!r} (revision {settings.revision}): expected a"
-        f" folder with safetensors weights or a hub name that can be reached. {error}"
-    )
+def _refuse_without_4_bit() -> None:
+    """Refuse a machine that cannot quantise; trying it on one block is the only sure test."""
+    try:
+        from bitsandbytes.functional import quantize_4bit  # type: ignore[import-not-found]
+    except ImportError:
+        raise ConfigError(
+            "model.quantization: 4 bits need bitsandbytes; install it with"
+            " `pip install 'evoselect-pipeline[qlora]'`, or set it to none"
+        ) from None
+    try:
+        quantize_4bit(torch.ones(64, device=device()), quant_type="nf4")
+    except (RuntimeError, NotImplementedError, AttributeError, OSError) as error:
+        raise ConfigError(
+            f"model.quantization: bitsandbytes cannot quantise on this machine's {device().type}:"
+            f" {error}; use a GPU that it supports, or set it to none"
+        ) from error
 
 
 def with_adapter(
@@ -220,23 +265,38 @@ def _factors_digest(settings: ModelSettings, factors: dict[str, LoraFactors]) ->
 
 
 def base_fingerprint(settings: ModelSettings) -> str:
-    """Identify a base model: by the sha256 of its files in a folder, by commit on the hub."""
-    return digest(_weights_digest(settings.name, settings.revision), settings.dtype)
+    """Identify a base model: by the sha256 of its files in a folder, by commit on the hub.
+
+    A chat template of the user's own decides what the model is asked, so it counts as well.
+    """
+    folder = Path(model_path(settings.name))
+    if folder.is_dir():
+        weights = _folder_digest(folder, settings.trust_remote_code)
+    else:
+        weights = _hub_digest(settings)  # type: ignore[arg-type]
+    asked = [] if settings.chat_template is None else [read_template(settings.chat_template)]
+    return digest(weights, settings.dtype, *asked)
+
+
+def trainable_fingerprint(settings: ModelSettings) -> str:
+    """Identify what an adapter is trained on: the base, as `quantization` leaves it."""
+    base = base_fingerprint(settings)
+    return base if settings.quantization == "none" else digest(base, settings.quantization)
 
 
 @cache
-def _weights_digest(name: str, revision: str | None) -> str:
-    folder = Path(model_path(name))
-    if not folder.is_dir():
-        from transformers.utils.hub import cached_file
+def _folder_digest(folder: Path, runs_code: bool) -> str:
+    code = folder.rglob("*.py") if runs_code else ()
+    files = sorted([*weight_files(folder), *folder.glob("*.json"), *code])
+    return digest([(str(file.relative_to(folder)), _sha256(file)) for file in files])
 
-        config = cached_file(name, "config.json", revision=revision)
-        # A hub snapshot lies in a folder named by its commit.
-        return digest(name, Path(str(config)).parent.name)
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise DataError(f"{folder}: no *.safetensors weights in the model folder")
-    return digest([(file.name, _sha256(file)) for file in files])
+
+@cache
+def _hub_digest(settings: ModelSettings) -> str:
+    with loading("model", settings):
+        config = cached_file(settings.name, "config.json", revision=settings.revision)
+    # A hub snapshot lies in a folder named by its commit.
+    return digest(settings.name, Path(str(config)).parent.name)
 
 
 def _sha256(path: Path) -> str:

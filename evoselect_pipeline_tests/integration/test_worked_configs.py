@@ -1,4 +1,4 @@
-"""The worked configurations: each loads, and passes `evoselect check` on rows of its dataset's form."""
+"""The worked configurations load, and pass `evoselect check` on rows of their datasets' form."""
 
 import json
 

@@ -18,6 +18,7 @@ RANKS = {
     "addresses": 0,
     "errors": 0,
     "progress": 0,
+    "templates": 0,
     "core": 1,
     "playground": 2,
     "report": 2,

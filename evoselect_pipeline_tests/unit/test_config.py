@@ -39,6 +39,12 @@ def test_overrides_win_and_are_read_as_yaml():
         ({"selection": {"ratio": "much"}}, r"selection.ratio: .*found 'much'"),
         ({"selection": {"evoselect": {"epsilon": 0}}}, "epsilon must be above 0"),
         ({"selection": {"method": "best"}}, "selection.method"),
+        ({"model": {"name": "a/b", "trust_remote_code": True}}, r"model: .*all 40 digits of it"),
+        (
+            {"model": {"name": "a/b", "trust_remote_code": True, "revision": "main"}},
+            "revision is 'main'",
+        ),
+        ({"model": {"quantization": "int8"}}, "model.quantization: .*'none' or 'nf4'"),
         ({"line": "../../x"}, "line '../../x': a name is"),
         ({"generator": {"kind": "files", "pattern": "x"}}, "both be playground, or neither"),
         ([1], "expected keys and values"),
@@ -47,6 +53,13 @@ def test_overrides_win_and_are_read_as_yaml():
 def test_what_cannot_be_used_is_refused_by_name(tree, complaint):
     with pytest.raises(ConfigError, match=complaint):
         parse_config(tree, "f")
+
+
+@pytest.mark.parametrize(
+    "model", [{"name": "a/b", "revision": "0123456789abcdef" * 2 + "01234567"}, {"name": "."}]
+)
+def test_code_of_a_model_is_trusted_at_a_commit_or_in_a_folder(model):
+    assert parse_config({"model": model | {"trust_remote_code": True}}, "f").model.trust_remote_code
 
 
 @pytest.mark.parametrize("override", ["selection.ratio", "=1", "seed=[1"])

@@ -9,7 +9,8 @@ from evoselect_pipeline.core.gradients import concatenate, extract_gradients
 from evoselect_pipeline.core.losses import answer_losses
 from evoselect_pipeline.playground.tasks import task_rows
 from evoselect_pipeline.rounds.representation import make_extractor
-from evoselect_pipeline.training.models import PLAYGROUND, load_base, load_encoder, load_proxy
+from evoselect_pipeline.training.model_files import PLAYGROUND
+from evoselect_pipeline.training.models import load_base, load_encoder, load_proxy
 
 SETTINGS = ModelSettings(name=PLAYGROUND)
 

@@ -92,7 +92,7 @@ def test_an_own_function_scores_between_0_and_1(own_module):
     with pytest.raises(ConfigError, match="returned 55"):
         score("a", "a", kind="function", function=f"{own_module}:percent")
     for name in (f"{own_module}:nothing", "no.such.module:score"):
-        with pytest.raises(ConfigError, match="task.metric.function"):
+        with pytest.raises(ConfigError, match=r"task\.metric\.function"):
             load_metric(MetricSettings(kind="function", function=name))
 
 

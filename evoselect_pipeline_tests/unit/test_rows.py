@@ -84,7 +84,8 @@ def test_a_template_makes_a_prompt_of_several_columns(tmp_path):
     path = tmp_path / "rows.jsonl"
     as_jsonl(path, [{"question": "Which flies?", "choices": ["a hen", "a kite"], "label": 1}])
     columns = Columns(
-        prompt="{{ question }}{% for c in choices %}\n({{ 'ABCD'[loop.index0] }}) {{ c }}{% endfor %}",
+        prompt="{{ question }}"
+        "{% for text in choices %}\n({{ 'ABCD'[loop.index0] }}) {{ text }}{% endfor %}",
         completion="({{ 'ABCD'[label] }})",
     )
     [found] = read_samples(path, columns)

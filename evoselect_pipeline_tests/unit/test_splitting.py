@@ -1,4 +1,4 @@
-"""Laws of dealing rows out: no near-copy straddles, subtasks keep their shares, order is nothing."""
+"""Laws of dealing rows out: no near-copy straddles, subtasks keep shares, order is nothing."""
 
 from collections import Counter
 from pathlib import Path
