@@ -248,6 +248,31 @@ def select(
     select_rows(request, format.value)
 
 
+@app.command("lm-eval")
+def lm_eval(
+    tasks: Annotated[str, typer.Option(metavar="TASK,...", help="Names of lm-eval's tasks.")],
+    round: Annotated[
+        int | None, typer.Option(help="The round whose adapter it is; the champion's by default.")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of tasks of your own, in YAML.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 8,
+    line: LineName = None,
+    config: ConfigFile = None,
+    home: HomeDir = None,
+    format: ReportFormat = Format.table,
+) -> None:
+    """Compare an adapter with its base model on lm-eval's benchmarks (the extra `eval`)."""
+    from evoselect_pipeline.commands.context import open_line
+    from evoselect_pipeline.commands.lm_eval import Request, evaluate_tasks
+
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    request = Request(names, round, include_path, limit, batch_size)
+    evaluate_tasks(open_line(config, home, (), line), request, format.value)
+
+
 app.add_typer(bench, name="bench")
 
 

@@ -27,6 +27,8 @@ OTHER_PROGRAMS = {
     "export",
     "cp",
     "cat",
+    "ray",
+    "vllm",
 }
 
 
@@ -86,8 +88,9 @@ def _options(command: Any) -> set[str]:
     return named | {"-h", "--help"}
 
 
-def test_every_command_of_the_readme_exists():
-    assert not problems(README.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("page", [README, *sorted((REPOSITORY / "docs").glob("*.md"))])
+def test_every_command_of_the_readme_and_the_pages_exists(page):
+    assert not problems(page.read_text(encoding="utf-8"))
 
 
 def test_the_readme_names_the_two_commands_that_matter():

@@ -60,7 +60,7 @@ def _draw(panel: Axes, world: str, rows: Sequence[Mapping[str, Any]], tasks: Seq
         if label.get_text() == REFERENCE:
             label.set(color=ACCENT, fontweight="bold")
     panel.set_ylim(-0.6, len(methods) - 0.4)
-    panel.set_xlabel("share of test rows answered exactly")
+    panel.set_xlabel("test score")
     panel.set_title("your files" if world == FILES_WORLD else f"{world} generator", fontsize=10)
     panel.grid(axis="y", color="#eeeeee")
     panel.set_axisbelow(True)

@@ -13,9 +13,9 @@ from evoselect_pipeline.rounds.line import Line
 
 LAST_ROUNDS = 5  # as many as a narrow terminal has room for
 EXPLANATION = """\
-Accuracy is the share of test rows answered exactly. base: the model as it came; before and after:
-the adapter that entered the round, and the one trained on the selected rows. An adapter is promoted
-unless the validation rows say that it may be worse than the one before."""
+Accuracy is the test rows' mean score by the task's metric. base: the model as it came; before and
+after: the adapter that entered the round, and the one trained on the selected rows. An adapter is
+promoted unless the validation rows say that it may be worse than the one before."""
 
 
 def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:

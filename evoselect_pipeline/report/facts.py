@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one round came to, in shares of test rows answered exactly."""
+    """What one round came to, in mean scores of the test rows."""
 
     number: int
     base: float

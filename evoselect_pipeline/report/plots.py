@@ -113,7 +113,7 @@ def _accuracy(panel: Axes, outcomes: Sequence[Outcome]) -> None:
     panel.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.7)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("round")
-    panel.set_ylabel("test rows answered exactly")
+    panel.set_ylabel("test score")
     _percentages(panel.yaxis)
     panel.grid(axis="y", color="#eeeeee")
     panel.legend(
