@@ -56,7 +56,7 @@ def sums(number, body):
     ("fault", "num_asked"),
     [("answers:after:9", 24), ("answers:before:9", 25)],  # what came and was not kept comes again
 )
-def test_a_round_that_is_killed_between_answers_asks_for_the_missing_ones_alone(
+def test_e11_e12_a_round_that_is_killed_between_answers_asks_for_the_missing_ones_alone(
     tmp_path, fault, num_asked
 ):
     with fake_llm(sums) as server:

@@ -40,7 +40,7 @@ def conversations(server) -> list[list[dict]]:
         ("length", LONG, f"{('rows, ' * SHOWN)[:SHOWN]} ..."),
     ],
 )
-def test_the_next_attempt_shows_the_last_answer_and_says_what_was_wrong(
+def test_e4_the_next_attempt_shows_the_last_answer_and_says_what_was_wrong(
     tmp_path, why, answer, shown
 ):
     with fake_llm(lambda number, body: [answer, answer, GOOD][number]) as server:
@@ -63,7 +63,7 @@ def test_the_next_attempt_shows_the_last_answer_and_says_what_was_wrong(
         completion(None, message={"refusal": "I cannot help with that"}),
     ],
 )
-def test_a_refusal_is_put_once_more_as_it_is(tmp_path, answer):
+def test_e5_a_refusal_is_put_once_more_as_it_is(tmp_path, answer):
     """E5."""
     with fake_llm(lambda number, body: answer) as server:
         assert generate(server, tmp_path).samples == []

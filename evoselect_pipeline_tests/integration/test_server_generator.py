@@ -82,7 +82,7 @@ def test_rows_know_their_writer_their_prompt_and_the_rows_they_grew_from(tmp_pat
         assert [s.sample_id for s in again.samples] == [s.sample_id for s in written.samples]
 
 
-def test_a_busy_server_is_asked_again_when_it_says(tmp_path):
+def test_e2_a_busy_server_is_asked_again_when_it_says(tmp_path):
     busy = {
         0: Reply({}, 429, {"Retry-After": "1"}),
         1: Reply({}, 500),
@@ -108,7 +108,7 @@ def test_a_busy_server_is_asked_again_when_it_says(tmp_path):
         (301, "of 6 requests got no answer"),
     ],
 )
-def test_what_would_be_refused_again_ends_at_once_and_keeps_the_key_to_itself(
+def test_e3_what_would_be_refused_again_ends_at_once_and_keeps_the_key_to_itself(
     tmp_path, monkeypatch, status, said
 ):
     monkeypatch.setenv("A_KEY", KEY)
@@ -138,7 +138,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("why", UNREADABLE)
-def test_an_answer_that_holds_no_row_is_asked_for_again_then_counted(tmp_path, why):
+def test_e4_e5_e6_an_answer_that_holds_no_row_is_asked_for_again_then_counted(tmp_path, why):
     """E4, E5: three times, and twice of a model that will not."""
     times = 2 if why in REFUSED else 3
 
@@ -173,7 +173,7 @@ def test_an_answer_that_holds_no_row_is_asked_for_again_then_counted(tmp_path, w
     ],
     ids=["fenced", "courteous", "thoughtful", "bare"],
 )
-def test_rows_are_found_among_fences_and_courtesies(tmp_path, wrapped):
+def test_e4_rows_are_found_among_fences_and_courtesies(tmp_path, wrapped):
     def reply(number, body):
         told = json.dumps({"rows": [{"prompt": f"q{number} {{", "completion": "}", "mood": 1}]})
         return completion(wrapped.replace("{}", told, 1), ended="eos", usage={"total_tokens": 9})
@@ -184,7 +184,7 @@ def test_rows_are_found_among_fences_and_courtesies(tmp_path, wrapped):
     assert len(written.samples) == 6
 
 
-def test_tokens_that_the_server_does_not_count_are_estimated(tmp_path):
+def test_e7_tokens_that_the_server_does_not_count_are_estimated(tmp_path):
     with fake_llm(lambda number, body: completion('{"rows": []}', usage=None)) as server:
         generate(server, tmp_path, num_candidates=2, price_prompt=1.0, price_completion=2.0)
         words = server.words()[0]
@@ -199,7 +199,7 @@ def test_tokens_that_the_server_does_not_count_are_estimated(tmp_path):
     ("limit", "allowed", "higher"),
     [("max_requests", 4, 5), ("max_total_tokens", 480, 600), ("max_cost", 0.0005, 0.0006)],
 )
-def test_a_limit_ends_the_asking_and_a_higher_one_goes_on(tmp_path, limit, allowed, higher):
+def test_e8_a_limit_ends_the_asking_and_a_higher_one_goes_on(tmp_path, limit, allowed, higher):
     prices = {"price_prompt": 1.0, "price_completion": 2.0}  # 0.00014 a request
     with fake_llm(good) as server:
         part = generate(server, tmp_path, **prices, concurrency=1, **{limit: allowed})
@@ -215,7 +215,7 @@ def test_a_limit_ends_the_asking_and_a_higher_one_goes_on(tmp_path, limit, allow
     assert 4 <= whole.facts["num_requests"] <= 6
 
 
-def test_what_was_answered_before_the_server_died_is_kept(tmp_path):
+def test_e1_what_was_answered_before_the_server_died_is_kept(tmp_path):
     def reply(number, body):
         return good(number, body) if number < 4 else Reply({}, 500)
 
@@ -276,7 +276,7 @@ def test_a_slow_answer_is_counted_and_a_longer_wait_gets_it(tmp_path):
         assert len(generate(server, tmp_path, timeout_s=20, **changes).samples) == 12
 
 
-def test_an_error_that_never_ends_ends_in_time(tmp_path):
+def test_e6_an_error_that_never_ends_ends_in_time(tmp_path):
     with fake_llm(lambda number, body: Reply(ENDLESS, status=500)) as server:
         changes = {"timeout_s": 0.5, "num_candidates": 2}
         assert generate(server, tmp_path, **changes).facts["refused_answers"] == {"too_slow": 3}
@@ -323,7 +323,7 @@ def test_a_key_that_no_header_takes_is_refused_without_repeating_it(tmp_path, mo
     assert "47" not in str(error.value)
 
 
-def test_nobody_listens_is_said_with_the_address(tmp_path):
+def test_e1_nobody_listens_is_said_with_the_address(tmp_path):
     address = f"http://127.0.0.1:{free_port()}/v1"
     nobody = ServerSource(kind="server", base_url=address, model="fake", retries=0)
     with pytest.raises(ConnectionError, match=address):

@@ -50,7 +50,7 @@ def test_overrides_win_and_are_read_as_yaml():
         ([1], "expected keys and values"),
     ],
 )
-def test_what_cannot_be_used_is_refused_by_name(tree, complaint):
+def test_f17_what_cannot_be_used_is_refused_by_name(tree, complaint):
     with pytest.raises(ConfigError, match=complaint):
         parse_config(tree, "f")
 
@@ -69,7 +69,7 @@ def test_a_malformed_override_is_refused(override):
 
 
 @pytest.mark.parametrize("content", ["a: [", "!!python/object/apply:os.getcwd []"])
-def test_what_is_not_plain_yaml_is_refused(tmp_path, content):
+def test_f17_what_is_not_plain_yaml_is_refused(tmp_path, content):
     path = tmp_path / "line.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError, match="not valid YAML"):

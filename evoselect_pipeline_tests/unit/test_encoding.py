@@ -51,7 +51,7 @@ def test_only_the_last_answer_of_a_conversation_is_trained(encoder, tokenizer):
     assert tokenizer.decode(trained, skip_special_tokens=True).strip() == "4"
 
 
-def test_a_long_row_is_left_out_and_not_cut(encoder):
+def test_f9_a_long_row_is_left_out_and_not_cut(encoder):
     long = sample_from_pair("word " * 200, "4")
     encoded, unusable = encoder.encode([long, sample_from_pair("2 + 2 =", "4")])
     assert [row.sample_id for row in unusable] == [long.sample_id]
@@ -125,7 +125,7 @@ def conversations(draw, controls):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_what_a_message_says_is_text_whatever_it_spells(name):
+def test_f11_what_a_message_says_is_text_whatever_it_spells(name):
     tokenizer, encoder = TOKENIZERS[name], Encoder(TOKENIZERS[name], 10_000)
     assert encoder.control_ids == set(tokenizer.convert_tokens_to_ids(CONTROLS[name]))
 
@@ -169,7 +169,7 @@ def test_an_added_token_that_is_an_ordinary_word_of_an_answer_stays_one_token():
     assert row.input_ids[row.num_prompt] == tokenizer.convert_tokens_to_ids("<think>")
 
 
-def test_a_template_whose_prompt_is_no_prefix_is_refused(tokenizer):
+def test_f12_a_template_whose_prompt_is_no_prefix_is_refused(tokenizer):
     tokenizer.chat_template = (
         "{% if add_generation_prompt %}ask {% endif %}"
         "{% for m in messages %}{{ m.content }}{% endfor %}" + tokenizer.eos_token
@@ -178,7 +178,7 @@ def test_a_template_whose_prompt_is_no_prefix_is_refused(tokenizer):
         Encoder(tokenizer, 64).encode([sample_from_pair("2 + 2 =", "4")])
 
 
-def test_a_template_that_never_stops_is_refused(tokenizer):
+def test_f12_a_template_that_never_stops_is_refused(tokenizer):
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(ConfigError, match="never learn to stop"):
         Encoder(tokenizer, 64).encode([sample_from_pair("2 + 2 =", "4")])
@@ -190,7 +190,7 @@ def test_a_template_that_fails_is_refused_with_the_setting_that_mends_it(tokeniz
         Encoder(tokenizer, 64)
 
 
-def test_without_a_padding_token_the_stop_token_is_trained_all_the_same(tokenizer):
+def test_f13_without_a_padding_token_the_stop_token_is_trained_all_the_same(tokenizer):
     expected = encode(Encoder(tokenizer, 64), sample_from_pair("2 + 2 =", "4"))
     tokenizer.pad_token = None
     encoder = Encoder(tokenizer, 64)
@@ -200,7 +200,7 @@ def test_without_a_padding_token_the_stop_token_is_trained_all_the_same(tokenize
 
 
 @pytest.mark.parametrize("lacking", ["chat_template", "eos_token"])
-def test_a_tokenizer_that_lacks_what_encoding_needs_is_refused(tokenizer, lacking):
+def test_f12_f13_a_tokenizer_that_lacks_what_encoding_needs_is_refused(tokenizer, lacking):
     setattr(tokenizer, lacking, None)
     with pytest.raises(ConfigError, match="tokenizer has no"):
         Encoder(tokenizer, 64)

@@ -218,7 +218,7 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_a_hub_that_cannot_be_reached_is_told(hub, offline, monkeypatch):
+def test_e13_a_hub_that_cannot_be_reached_is_told(hub, offline, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)  # the client tries again, ever more slowly
     hub("http://127.0.0.1:9", offline=offline)
     settings = ModelSettings(name="owner/no-such-model")
@@ -227,7 +227,7 @@ def test_a_hub_that_cannot_be_reached_is_told(hub, offline, monkeypatch):
             load(settings)
 
 
-def test_a_gated_model_is_told_with_what_opens_it(hub):
+def test_e13_a_gated_model_is_told_with_what_opens_it(hub):
     with ThreadingHTTPServer(("127.0.0.1", 0), GatedHub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         hub(f"http://127.0.0.1:{server.server_port}")
