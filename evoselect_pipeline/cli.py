@@ -94,7 +94,8 @@ def status(
     from evoselect_pipeline.commands.context import open_line
     from evoselect_pipeline.commands.status import report
 
-    report(open_line(config, home, set_ or [], line), format.value, {})
+    named_by = f"--config {config} " if config else f"--line {line} " if line else ""
+    report(open_line(config, home, set_ or [], line), format.value, {}, named_by)
 
 
 @app.command()

@@ -89,9 +89,11 @@ class MetricSettings(Settings):
                 raise ValueError(f"metric.{key} belongs to kind: {kind}; give both or neither")
         if self.pattern is not None:
             try:
-                re.compile(self.pattern)
+                matches_nothing = re.compile(self.pattern).search("")
             except re.error as error:
                 raise ValueError(f"metric.pattern {self.pattern!r}: {error}") from None
+            if matches_nothing:
+                raise ValueError(f"metric.pattern {self.pattern!r} finds itself in an empty answer")
         if self.function is not None and not FUNCTION.fullmatch(self.function):
             raise ValueError(f"metric.function {self.function!r}: expected package.module:name")
         return self

@@ -47,7 +47,8 @@ def run_rounds(
                 stderr.print("What was finished is kept; `evoselect run` goes on from there.")
                 return 1
             seconds[round_number] = time.monotonic() - started
-    report(line, format, seconds)
+    named_by = f"--config {config_file} " if config_file else ""
+    report(line, format, seconds, named_by)
     return 0
 
 

@@ -66,6 +66,7 @@ def select_rows(request: Request, format: str) -> None:
     _check_out(request.out)
     columns = _columns(request.columns)
     rows = read_user_rows(request.candidates, columns)
+    _check_fields(request, rows)
     found = read_samples(request.target, columns)
     targets = list({sample.sample_id: sample for sample in found}.values())
     # Targets are there to be resembled; only their very prompts are no candidates.
@@ -166,6 +167,18 @@ def selection_config(request: Request) -> LineConfig:
     return parse_config(tree, "the command line", request.overrides)
 
 
+def _check_fields(request: Request, rows: Sequence[UserRow]) -> None:
+    """Refuse fields that could not be written again, before anything is computed."""
+    for number, found in enumerate(rows, start=1):
+        where = f"{request.candidates}: row {number}"
+        if taken := found.row.keys() & set(GAINED):
+            raise DataError(f"{where}: it has a {sorted(taken)[0]!r} already, which is added here")
+        try:
+            json.dumps(found.row, ensure_ascii=False, default=str).encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError(f"{where}: it holds a lone surrogate, which is not text") from None
+
+
 def _columns(named: Sequence[str]) -> Columns:
     """Where both files keep what: KEY=COLUMN, as in prompt=question."""
     pairs = {key: column for key, _, column in (name.partition("=") for name in named)}
@@ -221,7 +234,7 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> None:
     import polars as pl
 
     buffer = io.BytesIO()
-    pl.DataFrame(rows, infer_schema_length=None).write_parquet(buffer)
+    pl.DataFrame(rows, infer_schema_length=None, strict=False).write_parquet(buffer)
     write_bytes_atomic(out, buffer.getvalue())
 
 

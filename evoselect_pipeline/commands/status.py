@@ -10,6 +10,7 @@ from evoselect_pipeline.errors import RoundOrderError
 from evoselect_pipeline.rounds.adaptation import round_facts
 from evoselect_pipeline.rounds.champion import champion
 from evoselect_pipeline.rounds.line import Line
+from evoselect_pipeline.rounds.report import html_file
 
 LAST_ROUNDS = 5  # as many as a narrow terminal has room for
 EXPLANATION = """\
@@ -18,8 +19,11 @@ after: the adapter that entered the round, and the one trained on the selected r
 promoted unless the validation rows say that it may be worse than the one before."""
 
 
-def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
-    """Write the finished rounds of a line, and its champion, as a table or as JSON."""
+def report(line: Line, format: str, seconds: Mapping[int, float], named_by: str = "") -> None:
+    """Write the finished rounds of a line, and its champion, as a table or as JSON.
+
+    `named_by` are the options that name the line, for the commands that are hinted at.
+    """
     rounds = [round_facts(line, number) for number in range(line.next_round())]
     for facts in rounds:
         if facts["round"] in seconds:
@@ -29,7 +33,7 @@ def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
         print_json({"rounds": rounds, "champion": champion})
         return
     if not rounds:
-        stdout.print(f"Line {line.name} has no finished round yet; `evoselect run` makes two.")
+        stdout.print(f"Line {line.name} has no finished round yet; `evoselect run` makes them.")
         return
     columns = ["round", "base", "before", "after", "promoted", "candidates", "selected"]
     if timed := any("seconds" in facts for facts in rounds):
@@ -49,7 +53,10 @@ def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
     )
     stdout.print(f"Adapter:  {champion['adapter']}")
     stdout.print(f"Look:     evoselect ui --home {line.home.root}")
-    stdout.print(f"Explain:  evoselect lineage --round {last['round']} --home {line.home.root}")
+    report_file = html_file(line, last["round"])
+    stdout.print(f"Report:   {report_file}")
+    round_of = f"--round {last['round']} --home {line.home.root}"
+    stdout.print(f"Explain:  evoselect lineage {named_by}{round_of}")
 
 
 def champion_of(line: Line, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -41,14 +41,15 @@ class EvaluationText:
         Target, validation and test rows.
     ngram : int
         So many words in a row that are an evaluation row's alone betray it. Whole prompts do, too,
-        of whatever words, if they have five at least.
+        and lines of their own, of whatever words, if they have five at least.
     near_copy : float
         Share of a prompt's own word triples that a near-copy holds; above 1 for none.
     """
 
     def __init__(self, rows: Sequence[Sample], ngram: int = 13, near_copy: float = 0.8):
         self.near_copy = near_copy
-        prompts = {row.sample_id: words(row.prompt) for row in rows}
+        asked = {row.sample_id: _asked(row) for row in rows}
+        prompts = {row: words(text) for row, text in asked.items()}
         triples = {row: text_shingles(" ".join(prompt)) for row, prompt in prompts.items()}
         self._triples = _owned((row, one) for row, own in triples.items() for one in own)
         self._num_own = Counter(row for owners in self._triples.values() for row in owners)
@@ -64,9 +65,12 @@ class EvaluationText:
         self._ngrams = {gram: own for gram, own in grams.items() if self._is_telling(gram)}
         self.ngram = ngram
         self._starting: defaultdict[str, list[tuple[str, list[str]]]] = defaultdict(list)
-        for row, prompt in prompts.items():
-            if len(prompt) >= SHORTEST:
-                self._starting[" ".join(prompt[:SHORTEST])].append((row, prompt))
+        lines = _owned((row, line) for row, text in asked.items() for line in _lines(text))
+        wholes = list(prompts.items())
+        wholes += [(row, line.split()) for line, owners in lines.items() for row in owners]
+        for row, whole in wholes:
+            if len(whole) >= SHORTEST:
+                self._starting[" ".join(whole[:SHORTEST])].append((row, whole))
 
     def _is_telling(self, text: str) -> bool:
         own = text_shingles(text)
@@ -78,7 +82,7 @@ class EvaluationText:
         for start, run in enumerate(_runs(text, SHORTEST)):
             for row, prompt in self._starting.get(run, ()):
                 if text[start : start + len(prompt)] == prompt:
-                    return Hit(row, "whole", "its whole prompt")
+                    return Hit(row, "whole", f"its prompt, or a line of it: {run!r} ...")
         for run in _runs(text, self.ngram):
             if owners := self._ngrams.get(run):
                 return Hit(owners[0], "ngram", f"{self.ngram} words of it in a row: {run!r}")
@@ -91,6 +95,17 @@ class EvaluationText:
         if share < self.near_copy or row not in self._telling:
             return None
         return Hit(row, "near_copy", f"{share:.0%} of what it alone says")
+
+
+def _asked(row: Sample) -> str:
+    """What a row asks: all before the answer but the system turn, which others need not repeat."""
+    return "\n".join(m.content for m in row.messages[:-1] if m.role != "system")
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text of several: a question without its options is the question still."""
+    lines = [" ".join(words(line)) for line in text.splitlines()]
+    return lines if len(lines) > 1 else []
 
 
 def _runs(text: Sequence[str], length: int) -> Iterator[str]:

@@ -150,13 +150,11 @@ class Encoder:
         return prompt, self._apply_template(turns, add_generation_prompt=False)
 
     def _apply_template(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
         try:
             text = self.tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except TemplateError as error:
+        except Exception as error:  # a template may do anything
             raise ConfigError(
                 f"{self.tokenizer.name_or_path}: the chat template fails on turns of"
                 f" {', '.join(turn['role'] for turn in turns)}: {error}; name one that takes them"

@@ -15,8 +15,20 @@ def normalised(text: str) -> str:
 
     Brackets and signs stay: `[ (` and `( [`, `3 + 4` and `3 - 4` are not copies of each other.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.translate(SENTENCE_MARKS).split())
+    folded = unicodedata.normalize("NFKC", text).casefold().translate(SENTENCE_MARKS)
+    if not folded.isascii():
+        folded = "".join(map(_plain, folded))
+    return " ".join(folded.split())
+
+
+def _plain(letter: str) -> str:
+    """Nothing for what cannot be seen, a blank for the sentence marks of all other scripts."""
+    if letter.isascii():
+        return letter
+    category = unicodedata.category(letter)
+    if category == "Cf":
+        return ""
+    return " " if category in ("Pc", "Pd", "Pi", "Pf", "Po") else letter
 
 
 def text_key(sample: Sample) -> str:
@@ -25,8 +37,9 @@ def text_key(sample: Sample) -> str:
 
 
 def prompt_key(sample: Sample) -> str:
-    """Hash of a row's normalised prompt, whatever the answer."""
-    return digest([(m.role, normalised(m.content)) for m in sample.messages[:-1]])
+    """Hash of what a row asks, normalised, whatever the answer and the system turn say."""
+    turns = [m for m in sample.messages[:-1] if m.role != "system"]
+    return digest([(m.role, normalised(m.content)) for m in turns])
 
 
 def evaluation_keys(rows: Iterable[Sample]) -> dict[str, str]:

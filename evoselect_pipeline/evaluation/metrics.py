@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-import importlib
-import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from decimal import Decimal
+from fractions import Fraction
 
 from evoselect_pipeline.config_rows import MetricSettings
-from evoselect_pipeline.core.records import Sample
-from evoselect_pipeline.errors import ConfigError, DataError
+from evoselect_pipeline.core.records import Sample, digest
+from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.user_code import own_function, source_of
+
+KEY = "task.metric.function"
 
 # A sign is none after a digit, a letter or a bracket: 10-5 ends in 5.
-NUMBER = re.compile(r"(?:(?<![\w)])-)?[$€£]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
+NUMBER = re.compile(
+    r"(?:(?<![\w)])-)?[$€£]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+\b|/[1-9]\d*)?"
+)
+MINUS = str.maketrans("\u2212\u2013", "--")  # as typographers set it
 FINAL = "####"  # how GSM8K marks its final answer
 # An option as models name it, the plainest way first; of each, the last one in the answer counts.
+MARKS = str.maketrans(dict.fromkeys("*_\"'`[]{}\u201c\u201d", " ") | {"\\": " "})
 OPTIONS = (
-    re.compile(r"(?i:answer|option|choice)(?:\s+is)?\s*[:=]?\s*\**\(?([A-Z])\b"),
-    re.compile(r"\(([A-Z])\)"),
-    re.compile(r"^\s*\**([A-Z])(?:[).:*]|\s*$)", re.MULTILINE),
+    re.compile(
+        r"(?i:answer|option|choice)(?:\s+is)?\s*[:=]?\s*(?:boxed)?\s*\(?\s*([A-Za-z])\b(?!\s+[a-z])"
+    ),
+    re.compile(r"\(([A-Za-z])\)"),
+    re.compile(r"boxed\s+([A-Z])\b"),
+    re.compile(r"^\s*([A-Za-z])(?:[).:]|\s*$)", re.MULTILINE),
+    re.compile(r"(?:'s|\bis|\bit s)\s+([A-Z])\s*\.?\s*$"),
 )
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Scores answers from 0 to 1; `check` refuses rows it cannot score."""
+    """Scores answers from 0 to 1; `check` refuses rows it cannot score.
 
-    name: str
+    `fingerprint` identifies how it scores: other code of the user's own is another metric.
+    """
+
+    fingerprint: str
     score: Callable[[str, Sample], float]
     check: Callable[[Iterable[Sample]], None]
 
@@ -41,8 +53,16 @@ def load_metric(settings: MetricSettings) -> Metric:
     ConfigError
         If it is a function that cannot be imported.
     """
-    if settings.kind == "function":
-        return Metric(str(settings.function), _own(str(settings.function)), lambda rows: None)
+    if settings.function is not None:
+        code = source_of(settings.function, KEY)
+        fingerprint = digest(settings.model_dump(), code)
+        own = _own(settings.function)
+
+        def try_out(rows: Iterable[Sample]) -> None:
+            for row in rows:
+                own(row.completion, row)
+
+        return Metric(fingerprint, own, try_out)
     counts = {
         "exact": str.strip,
         "numeric": final_number,
@@ -63,24 +83,25 @@ def load_metric(settings: MetricSettings) -> Metric:
                     " or mend the row"
                 )
 
-    return Metric(settings.kind, score, check)
+    return Metric(digest(settings.model_dump()), score, check)
 
 
-def final_number(text: str) -> Decimal | None:
+def final_number(text: str) -> Fraction | None:
     """The number after the last `####`, else the last one in the text: `1,000.50` is 1000.5."""
-    found = NUMBER.findall(text.rpartition(FINAL)[2] if FINAL in text else text)
+    marked = text.rstrip().removesuffix(FINAL).rpartition(FINAL)
+    found = NUMBER.findall((marked[2] if marked[1] else text).translate(MINUS))
     if not found:
         return None
-    number = found[0] if FINAL in text else found[-1]
-    return Decimal(re.sub(r"[$€£,]", "", number))
+    return Fraction(re.sub(r"[$€£,]", "", found[0] if marked[1] else found[-1]))
 
 
 def chosen_option(text: str) -> str | None:
     """The letter of the option that an answer names: `B`, `(B)`, `B. because`, `Answer: B`."""
-    if re.fullmatch(r"\s*[a-zA-Z]\s*", text):
-        return text.strip().upper()
+    plain = text.translate(MARKS)
+    if re.fullmatch(r"\s*[a-zA-Z]\s*", plain):
+        return plain.strip().upper()
     for pattern in OPTIONS:
-        if found := pattern.findall(text):
+        if found := pattern.findall(plain):
             return found[-1].upper()
     return None
 
@@ -89,26 +110,27 @@ def _last_match(pattern: str) -> Callable[[str], str | None]:
     compiled = re.compile(pattern)
 
     def last(text: str) -> str | None:
-        found = list(compiled.finditer(text))
-        return found[-1][min(1, compiled.groups)].strip() if found else None
+        found = [match[min(1, compiled.groups)] for match in compiled.finditer(text)]
+        found = [part.strip() for part in found if part is not None]
+        return found[-1] if found else None
 
     return last
 
 
-def _own(name: str) -> Callable[[str, Sample], float]:
+def _own(path: str) -> Callable[[str, Sample], float]:
     """The user's function, whose scores are held to what a score may be."""
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's module may do anything
-        raise ConfigError(
-            f"task.metric.function {name!r}: {error}; install its package where the pipeline runs"
-        ) from None
+    function = own_function(path, KEY)
 
     def score(answer: str, row: Sample) -> float:
-        found = float(function(answer, row))
-        if not 0 <= found <= 1 or math.isnan(found):
-            raise ConfigError(f"task.metric.function {name!r} returned {found}; expected 0 to 1")
+        try:
+            found = float(function(answer, row))
+        except Exception as error:  # it is the user's code, which may raise anything
+            raise DataError(
+                f"{KEY} {path}: {type(error).__name__}: {error}; the answer was {answer[:80]!r}, to"
+                f" {row.prompt[:80]!r}"
+            ) from error
+        if not 0 <= found <= 1:  # nor NaN
+            raise DataError(f"{KEY} {path}: it returned {found}; expected 0 to 1")
         return found
 
     return score

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -32,7 +32,7 @@ class Rows(BaseModel):
     """An answer as the LLM is asked to give it."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
-    rows: list[dict]
+    rows: list[Any]
 
 
 class ReadAnswer(NamedTuple):
@@ -70,13 +70,13 @@ def read_answer(answer: Answer, request: Request, as_json: bool, source: str) ->
     if not answer.text.strip():
         return ReadAnswer([], ["empty"])
     if not as_json:
-        pairs: list[dict] = [{"prompt": request.words, "completion": answer.text.strip()}]
+        pairs: list[Any] = [{"prompt": request.words, "completion": answer.text.strip()}]
     else:
         pairs, why = _rows_in(answer.text)
         if not pairs:
             return ReadAnswer([], [why])
     found = ReadAnswer([], [])
-    for pair in pairs:
+    for pair in pairs[: request.num_rows]:
         try:
             row = Row.model_validate(pair)
             turns = [Message("user", row.prompt), Message("assistant", row.completion)]
@@ -90,16 +90,17 @@ def read_answer(answer: Answer, request: Request, as_json: bool, source: str) ->
     return found
 
 
-def _rows_in(text: str) -> tuple[list[dict], str]:
+def _rows_in(text: str) -> tuple[list[Any], str]:
     """The first rows in a text, or none and why: models wrap them into thoughts and courtesies."""
     decoder, why = json.JSONDecoder(), "not_json"
     for start in islice(re.finditer(r"[{\[]", text), MOST_STARTS):
         try:
             value = decoder.raw_decode(text, start.start())[0]
             told = {"rows": value} if isinstance(value, list) else value
-            if rows := Rows.model_validate(told).rows:
+            rows = Rows.model_validate(told).rows
+            if any(isinstance(row, dict) for row in rows):
                 return rows, ""
-            why = "empty"
+            why = "wrong_form" if rows else "empty"
         except ValidationError:
             why = "wrong_form"
         except (ValueError, RecursionError):

@@ -122,9 +122,9 @@ def _classified(error: Any, client: AsyncOpenAI, source: ServerSource) -> Except
     if status in (408, 409, 429) or status >= 500:
         told = error.response.headers.get("retry-after", "")
         return _Busy(said, float(told) if told.replace(".", "", 1).isdigit() else None)
-    return Rejected(
-        f"{said}. If it cannot be held to a JSON schema, set generator.constrain to false"
-    )
+    if source.format == "json" and source.constrain:
+        said += ". If it cannot be held to a JSON schema, set generator.constrain to false"
+    return Rejected(said)
 
 
 def _body(source: ServerSource, seed: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from evoselect_pipeline.config_rows import FileSource
 from evoselect_pipeline.core.records import Sample, digest
+from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.generation.playground import PlaygroundGenerator
 from evoselect_pipeline.stores.rows import read_samples
 
@@ -82,11 +83,17 @@ class DroppedFiles:
         return Generated(self._rows(assignment.round_number))
 
     def fingerprint(self, round_number: int) -> str:
-        """Hash of the ids in the round's file, which are hashes of its rows."""
-        return digest([s.sample_id for s in self._rows(round_number)])
+        """Hash of what is taken of the round's file."""
+        return digest([(s.sample_id, s.subtask, s.source) for s in self._rows(round_number)])
 
     def _rows(self, round_number: int) -> list[Sample]:
-        return read_samples(self.path(round_number), self.source.columns)
+        path = self.path(round_number)
+        if not path.exists():
+            raise DataError(
+                f"generator.pattern: round {round_number} reads {path}, which is not there (No such"
+                f" file in {path.absolute().parent}); put its candidates there, or mend the pattern"
+            )
+        return read_samples(path, self.source.columns)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +12,9 @@ from evoselect_pipeline.config_rows import FunctionSource
 from evoselect_pipeline.core.records import Sample, digest, sample_from_row
 from evoselect_pipeline.errors import ConfigError, DataError
 from evoselect_pipeline.generation.base import Assignment, Generated
+from evoselect_pipeline.user_code import own_function, source_of
+
+KEY = "generator.function"
 
 
 @dataclass(frozen=True)
@@ -38,35 +39,17 @@ class OwnFunction:
         return Generated([self._sample(number, row) for number, row in enumerate(rows, start=1)])
 
     def fingerprint(self, round_number: int) -> str:
-        """Hash of the settings and of the source of the module that they name.
-
-        What else decides what the function writes, nobody can see from here.
-        """
-        self._imported()
-        try:
-            code = inspect.getsource(sys.modules[self.source.function.partition(":")[0]])
-        except (OSError, TypeError) as error:
-            raise ConfigError(
-                f"{self._name}: its module has no source ({error}), by which one version could be"
-                " told from another; call it from a module of your own"
-            ) from None
+        """Hash of the settings and of the source of the module that they name."""
+        self._function()
+        code = source_of(self.source.function, KEY)
         return digest(self.source.model_dump(mode="json"), code)
 
     @property
     def _name(self) -> str:
-        return f"generator.function {self.source.function}"
+        return f"{KEY} {self.source.function}"
 
-    def _imported(self) -> Callable[..., Any]:
-        module, _, name = self.source.function.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), name)
-        except Exception as error:  # importing runs the user's code
-            raise ConfigError(
-                f"{self._name}: cannot be imported: {type(error).__name__}: {error}. Install its"
-                " package where the round runs, or put its folder on PYTHONPATH"
-            ) from error
-        if not callable(found):
-            raise ConfigError(f"{self._name}: expected a function, found {type(found).__name__}")
+    def _function(self) -> Callable[..., Any]:
+        found = own_function(self.source.function, KEY)
         try:
             inspect.signature(found).bind([], 0, 0, {}, **self.source.options)
         except (TypeError, ValueError) as error:
@@ -76,7 +59,7 @@ class OwnFunction:
 
     def _rows(self, assignment: Assignment) -> Iterator[Any]:
         """What the function returns, one by one; a generator fails while it is read."""
-        function = self._imported()
+        function = self._function()
         try:
             rows = function(
                 assignment.targets,

@@ -28,6 +28,7 @@ class Request:
     key: str
     words: str
     parents: tuple[str, ...]
+    num_rows: int  # as many are taken of an answer, however many are in it
 
 
 def requests_for(source: LLMSource, assignment: Assignment, model: str) -> list[Request]:
@@ -55,7 +56,8 @@ def requests_for(source: LLMSource, assignment: Assignment, model: str) -> list[
         numbers = {"num_rows": num_rows, "number": number, "round": assignment.round_number}
         words = _words(source, text, shown, numbers)
         key = digest(model, source.sampling, words, number, assignment.seed)
-        found.append(Request(key, words, tuple(row.sample_id for row in shown)))
+        parents = tuple(row.sample_id for row in shown)
+        found.append(Request(key, words, parents, num_rows))
     return found
 
 
@@ -97,13 +99,12 @@ def _company(
 def _words(
     source: LLMSource, text: str, shown: Sequence[Sample], numbers: Mapping[str, int]
 ) -> str:
-    from jinja2 import TemplateError
-
     examples = [{"prompt": row.prompt, "completion": row.completion} for row in shown]
     try:
         words = template(text).render(examples=examples, **numbers).strip()
-    except TemplateError as error:
-        raise ConfigError(f"generator.template {source.template or TEMPLATE}: {error}") from None
+    except Exception as error:  # a template may do anything
+        said = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"generator.template {source.template or TEMPLATE}: {said}") from None
     if not words:
         raise ConfigError(f"generator.template {source.template or TEMPLATE}: it says nothing")
     return words

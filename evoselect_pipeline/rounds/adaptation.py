@@ -49,6 +49,7 @@ def lora_checkpoint(line: Line, round_number: int) -> Artifact:
     require(training_rows_end_with_eos, line, round_number)
     subset = line.artifact(round_number, "selected_subset")
     settings = {"lora": config.lora.model_dump(mode="json"), "train": config.train.model_dump()}
+    encoder = load_encoder(config.model)
     inputs = made_from(
         line,
         settings,
@@ -60,7 +61,6 @@ def lora_checkpoint(line: Line, round_number: int) -> Artifact:
     if found := find(directory, inputs):
         return found
     ids = [pick["sample_id"] for pick in read_json(subset.path / "picks.json")]
-    encoder = load_encoder(config.model)
     rows, _ = encoder.encode(line.store.get_samples(ids))
     # Checkpoints of other inputs must not be resumed from, so the folder is named by the inputs.
     work_dir = directory.parent / f"{CHECKPOINTS}{digest(inputs)}"
@@ -198,9 +198,12 @@ def _score(line: Line, contender: Entering) -> Artifact:
     from evoselect_pipeline.training.models import base_fingerprint, load_encoder, load_merged
 
     config = line.config
+    metric = load_metric(config.task.metric)
+    encoder = load_encoder(config.model)
     inputs = made_from(
         line,
-        {**config.evaluation.model_dump(), "metric": config.task.metric.model_dump()},
+        {**config.evaluation.model_dump(), "metric": metric.fingerprint},
+        encoder=encoder.fingerprint,
         base=base_fingerprint(config.model),
         adapter=contender.digest,
         target_set=published_target_set(line).digest,
@@ -213,9 +216,7 @@ def _score(line: Line, contender: Entering) -> Artifact:
         return found
     from evoselect_pipeline.evaluation.answers import scored_answers
 
-    metric = load_metric(config.task.metric)
     model = load_merged(config.model, contender.path, config.lora)
-    encoder = load_encoder(config.model)
     with publish(directory, inputs=inputs) as folder:
         for split in EVALUATED:
             predictions = scored_answers(

@@ -64,9 +64,38 @@ def load_task(config: LineConfig) -> TaskRows:
     return rows
 
 
+def refuse_other_rows(line: Line, rows: TaskRows) -> None:
+    """Hold a line that has a finished round to the rows that it began with.
+
+    A row that was a target would else be tested on, and scores of two rounds mean two things.
+
+    Raises
+    ------
+    DataError
+        If a split has other rows than the published one.
+    """
+    if line.next_round() == 0:
+        return
+    for split in SPLITS:
+        published = {row.sample_id for row in split_rows(line, split)}
+        if published != {row.sample_id for row in getattr(rows, split)}:
+            raise DataError(
+                f"the {split} rows of line {line.name!r} are others than those of its"
+                f" {line.next_round()} finished rounds; give the new rows a line of their own"
+                " (--set line=NAME), or restore the files that task names"
+            )
+
+
 def target_set(line: Line) -> Artifact:
-    """Publish the task's target, validation and test rows."""
+    """Publish the task's target, validation and test rows; those of a begun line stay.
+
+    Raises
+    ------
+    DataError
+        If the rows cannot be used, or the line has finished rounds on others.
+    """
     rows = load_task(line.config)
+    refuse_other_rows(line, rows)
     ids = {split: [(s.sample_id, s.subtask) for s in getattr(rows, split)] for split in SPLITS}
     inputs = made_from(line, {}, rows=digest(ids))  # wherever the rows were read
     directory = _target_dir(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 from evoselect_pipeline.config_rows import SPLITS, FileTask, Rows
 from evoselect_pipeline.core.records import Sample
@@ -30,10 +31,21 @@ def file_task_rows(task: FileTask) -> TaskRows:
         for split in SPLITS
         if (rows := getattr(task, split)) is not None
     }
+    _refuse_shared_groups(own)
     found = {split: _some(task, split, rows) for split, rows in own.items()}
     if task.rows is not None:
         found |= _drawn(task, task.rows, own)
     return TaskRows(*([row.sample for row in found[split]] for split in SPLITS))
+
+
+def _refuse_shared_groups(own: dict[str, list[UserRow]]) -> None:
+    groups = {split: {row.group for row in rows if row.group} for split, rows in own.items()}
+    for one, other in combinations(groups, 2):
+        if shared := groups[one] & groups[other]:
+            raise DataError(
+                f"{one} and {other} share {len(shared)} groups, such as {min(shared)!r}; the rows"
+                " of a group may serve one purpose only"
+            )
 
 
 def _distinct(rows: Sequence[UserRow]) -> list[UserRow]:

@@ -28,7 +28,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
             row = json.loads(line.decode("utf-8"), parse_constant=refuse_constant)
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not valid JSON: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: expected an object, found {type(row).__name__}")

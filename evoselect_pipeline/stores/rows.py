@@ -6,9 +6,10 @@ A file's name says what it holds; its columns may bear any names, see `Columns`.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,13 +64,20 @@ def _user_row(where: str, row: dict[str, Any], columns: Columns, name: str) -> U
     content = row | {key: _value(where, row, key, column) for key, column in named.items()}
     if named.keys() & {"system", "prompt", "completion"}:
         content.pop("messages", None)
+    told = {key: _told(where, content, key) for key in ("subtask", "task", "source", "group")}
     sample = sample_from_row(
-        content,
-        where,
-        subtask=str(content.get("subtask") or content.get("task") or ""),
-        source=str(content.get("source") or name),
+        content, where, subtask=told["subtask"] or told["task"], source=told["source"] or name
     )
-    return UserRow(sample, row, str(content.get("group") or ""))
+    return UserRow(sample, row, told["group"])
+
+
+def _told(where: str, content: dict[str, Any], key: str) -> str:
+    """What a row says of itself, as text; nothing where it says nothing."""
+    value = content.get(key)
+    text = "" if value is None else str(value)
+    if not text.isprintable():
+        raise DataError(f"{where}: {key} must be printable text, got {text!r}")
+    return text
 
 
 def _value(where: str, row: dict[str, Any], key: str, column: str) -> Any:
@@ -79,13 +87,13 @@ def _value(where: str, row: dict[str, Any], key: str, column: str) -> Any:
             return template(column).render(row)
         except Exception as error:  # a template may do anything to a value that it did not expect
             raise DataError(f"{where}: columns.{key}: {type(error).__name__}: {error}") from None
-    if row.get(column) is None:
+    if row.get(column) is None and key in ("messages", "prompt", "completion"):
         there = sorted(name for name, value in row.items() if value is not None)
         raise DataError(
             f"{where}: columns.{key} names {column!r}, but the row has no value there; it has"
             f" values for {there}"
         )
-    return row[column]
+    return row.get(column)
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, dict]]:
@@ -107,7 +115,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict]]:
         rows = json.loads(read_text(path), parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a list of objects; one object a line is .jsonl")
@@ -121,7 +129,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
     """A header, then a row a record; all values are text, and an empty one is none."""
     csv.field_size_limit(sys.maxsize)  # the library's own limit is shorter than a long document
     reader = csv.reader(
-        read_text(path).splitlines(keepends=True),
+        io.StringIO(read_text(path), newline=""),
         delimiter="\t" if path.suffix.lower() == ".tsv" else ",",
         strict=True,
     )
@@ -172,7 +180,12 @@ def _dataset_rows(rows: HubRows) -> Iterator[tuple[str, dict]]:
     try:
         if is_saved:
             saved = datasets.load_from_disk(rows.dataset)
-            dataset = saved[rows.split] if isinstance(saved, datasets.DatasetDict) else saved
+            is_one = isinstance(saved, datasets.Dataset)
+            splits: Mapping[Any, Any] = {str(saved.split or "train"): saved} if is_one else saved
+            if rows.split not in splits:
+                named = ", ".join(map(str, splits))
+                raise ValueError(f"its splits are {named}, and slices are for data files alone")
+            dataset = splits[rows.split]
         else:
             dataset = datasets.load_dataset(
                 rows.dataset, rows.config, split=rows.split, revision=rows.revision

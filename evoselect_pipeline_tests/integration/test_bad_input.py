@@ -95,6 +95,10 @@ RUN_CASES = {
     "home of a URI": (("--home", "what?"), ["what?", "MLflow"]),
     "playground rows for files": ((*FILES[:2],), ["both be playground, or neither"]),
     "missing round file": ((*FILES, "--rounds", "2"), ["r0001.jsonl", "No such file"]),
+    "rows longer than the model reads": (
+        (*FILES, "--set", "model.max_length=8"),
+        ["1 targets rows cannot be used", "more than 8", "raise model.max_length"],
+    ),
     "missing task file": (
         (*FILES, "--set", f"task={FILE_TASK.replace('test.jsonl', 'no.jsonl')}"),
         ["no.jsonl", "No such file"],

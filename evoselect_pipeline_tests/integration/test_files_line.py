@@ -69,5 +69,14 @@ def test_a_line_on_files_runs_a_round_and_then_asks_for_the_next_file(tmp_path, 
 
     refused = evoselect(*command)
     assert refused.code == 2
-    assert "round_0001.jsonl: cannot be read" in refused.err
+    assert "round 1 reads" in refused.err and "round_0001.jsonl, which is not there" in refused.err
     assert not (home / "lines/mine/0001").exists()
+
+    # Its rows are those that the line began with: a row that was aimed at must not be tested on.
+    with (tmp_path / "test.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "one more question", "completion": "yes"}) + "\n")
+    refused = evoselect(*command)
+    assert refused.code == 2
+    assert (
+        "the test rows of line 'mine' are others than those of its 1 finished rounds" in refused.err
+    )

@@ -54,6 +54,13 @@ def on_local_rows(tmp_path):
                     text = "".join(json.dumps(row) + "\n" for row in rows)
                     (folder / "train.jsonl").write_text(text)
                     tree["task"][split] = {"dataset": str(folder)}
+        if name == "own_files":
+            tickets = "".join(f"Where is parcel {n} of {n * 7}?,delivery\n" for n in range(60))
+            (tmp_path / "tickets.csv").write_text(f"ticket,queue\n{tickets}")
+            (tmp_path / "c0000.jsonl").write_text(json.dumps({"prompt": "q", "completion": "a"}))
+            tree["task"]["rows"] = str(tmp_path / "tickets.csv")
+            tree["generator"]["pattern"] = f"{tmp_path}/c{{round}}.jsonl"
+        if name in ROWS:
             for model in {"model", "proxy"} & tree.keys():
                 tree[model] = {"max_length": tree[model]["max_length"]}
         file = tmp_path / f"{name}.yaml"
@@ -63,14 +70,14 @@ def on_local_rows(tmp_path):
     return write
 
 
-def test_there_are_the_three():
-    assert NAMES == ["gsm8k", "multiple_choice", "playground"]
+def test_there_are_these():
+    assert NAMES == ["gsm8k", "multiple_choice", "own_files", "playground"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_worked_configuration_loads(name):
     config = load_config(EXAMPLES / f"{name}.yaml")
-    assert config.line.startswith(name.split("_")[0]) or name == "multiple_choice"
+    assert config.line in (name, f"{name}_example", "arc_challenge")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,6 +19,7 @@ RANKS = {
     "errors": 0,
     "progress": 0,
     "templates": 0,
+    "user_code": 0,
     "core": 1,
     "playground": 2,
     "report": 2,

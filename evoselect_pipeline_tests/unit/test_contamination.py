@@ -8,8 +8,9 @@ import pytest
 from evoselect_pipeline.config_rows import Columns
 from evoselect_pipeline.core.contamination import EvaluationText
 from evoselect_pipeline.core.gates import gate
-from evoselect_pipeline.core.records import sample_from_pair
+from evoselect_pipeline.core.records import Message, make_sample, sample_from_pair
 from evoselect_pipeline.core.settings import GateSettings
+from evoselect_pipeline.core.text_keys import prompt_key
 from evoselect_pipeline.generation.playground import WORLDS, PlaygroundGenerator
 from evoselect_pipeline.playground.tasks import TASKS, task_rows
 from evoselect_pipeline.stores.rows import read_samples
@@ -65,6 +66,34 @@ def test_what_the_rows_have_in_common_is_wording_and_betrays_nothing():
     trusted = [f"{instruction} {words}" for words in ("fig elm oak", "ant bee cow", "red tan sky")]
     assert kind_of(f"{instruction} pen cup jar", trusted) is None
     assert kind_of(f"Hello. {trusted[1]}", trusted) == "whole"
+
+
+def test_a_system_turn_hides_nothing():
+    asked = Message("user", "Why do young cats purr?")
+    trusted = make_sample([Message("system", "Be kind. " * 30), asked, Message("assistant", "x")])
+    candidates = rows("why do young cats purr", "Well: why do young cats purr?")
+    found = gate(candidates, [trusted], GateSettings())
+    assert [r.stage for r in found.rejected] == ["leaks_evaluation", "resembles_evaluation"]
+
+
+def test_a_question_without_its_options_or_with_others_is_found():
+    options = "\n(A) a hen\n(B) a kite\nAnswer with the letter of the right option."
+    trusted = [
+        f"Which of these {k} things can fly by night?{options}" for k in ("two", "ten", "odd")
+    ]
+    assert kind_of("Which of these ten things can fly by night?", trusted) == "whole"
+    swapped = "Which of these ten things can fly by night?\n(A) a kite\n(B) a hen"
+    assert kind_of(swapped, trusted) == "whole"
+    assert kind_of(f"Which of these green things can swim?{options}", trusted) is None
+
+
+def test_marks_and_letters_that_cannot_be_seen_hide_nothing():
+    for disguise in (
+        "W\u200bhat isn\u2019t a fish",
+        "\u00bfWhat isn't\u2026 a fish\u3002",
+        "what isn\u2019t a f\u00adish",
+    ):
+        assert prompt_key(rows(disguise)[0]) == prompt_key(rows("What isn't a fish?")[0])
 
 
 @pytest.mark.parametrize("world", WORLDS)

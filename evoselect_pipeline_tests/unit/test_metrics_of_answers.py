@@ -1,7 +1,7 @@
 """Law: an answer is right when what counts of it is what counts of the reference."""
 
 import sys
-from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
@@ -33,11 +33,15 @@ def test_exact_is_the_text_but_for_blanks_at_its_ends():
         ("costs \u20ac.75", "0.75"),
         ("1,2", "2"),
         ("none", None),
-        ("5 are left ####", None),
+        ("5 are left ####", "5"),
+        ("####18####", "18"),
+        ("\u22125 degrees", "-5"),
+        ("1e3", "1000"),
+        ("so 1/2 of it", "1/2"),
     ],
 )
 def test_a_number_is_the_one_after_the_mark_else_the_last(text, number):
-    assert final_number(text) == (None if number is None else Decimal(number))
+    assert final_number(text) == (None if number is None else Fraction(number))
 
 
 def test_numbers_are_compared_by_value():
@@ -52,7 +56,9 @@ def test_numbers_are_compared_by_value():
         ("(B)", "B"), ("b", "B"), (" C \n", "C"), ("B. because it is", "B"), ("D) none", "D"),
         ("The answer is (A).", "A"), ("Answer: B", "B"), ("(A) is wrong, so (C)", "C"),
         ("**B**", "B"), ("The correct option is D", "D"), ("A bird in the hand", None),
-        ("It is wet.", None), ("", None),
+        ("It is wet.", None), ("", None), ("**Answer:** B", "B"), ("\\boxed{B}", "B"),
+        ('The answer is "B".', "B"), ("(b)", "B"), ("b)", "B"), ("The answer is b", "B"),
+        ("[B]", "B"), ("The answer is a bird", None), ("The answer is I think B", None),
     ],
 )  # fmt: skip
 def test_an_option_is_known_by_its_letter(text, letter):
@@ -64,6 +70,7 @@ def test_a_pattern_finds_what_counts():
     assert score("<a>x</a> no, <a> 7 </a>", "<a>7</a>", **settings) == 1
     assert score("7", "<a>7</a>", **settings) == 0
     assert score("maybe yes", "yes", kind="regex", pattern="yes|no") == 1
+    assert score("x", "y 7", kind="regex", pattern=r"x|y (\d)") == 0
 
 
 def test_a_reference_without_what_counts_is_refused_before_anything_is_answered():
@@ -89,7 +96,7 @@ def own_module(tmp_path, monkeypatch):
 
 def test_an_own_function_scores_between_0_and_1(own_module):
     assert score("a b c d", "a b", kind="function", function=f"{own_module}:overlap") == 0.5
-    with pytest.raises(ConfigError, match="returned 55"):
+    with pytest.raises(DataError, match="returned 55"):
         score("a", "a", kind="function", function=f"{own_module}:percent")
     for name in (f"{own_module}:nothing", "no.such.module:score"):
         with pytest.raises(ConfigError, match=r"task\.metric\.function"):
@@ -102,6 +109,7 @@ def test_an_own_function_scores_between_0_and_1(own_module):
         ("regex", "metric.pattern belongs to kind: regex"),
         ({"kind": "exact", "pattern": "x"}, "metric.pattern belongs to kind: regex"),
         ({"kind": "regex", "pattern": "("}, "metric.pattern"),
+        ({"kind": "regex", "pattern": "x*"}, "finds itself in an empty answer"),
         ({"kind": "function", "function": "os.system"}, "expected package.module:name"),
         ("best", "metric"),
     ],

@@ -67,7 +67,7 @@ def test_the_last_request_asks_for_what_is_left_and_few_targets_are_shown_as_the
 @pytest.mark.parametrize("frame", ["{}", '{{"rows": [{}]}}', '{{"rows": [{{"prompt": "{}"}}]}}'])
 def test_whatever_a_model_says_is_rows_or_reasons(frame, text):
     answer = Answer("r", 0, frame.format(text), "stop", 1, 1, False, 0.0)
-    found = read_answer(answer, Request("k", "w", ("p",)), as_json=True, source="llm:m")
+    found = read_answer(answer, Request("k", "w", ("p",), 4), as_json=True, source="llm:m")
     assert found.samples or found.refused
 
 

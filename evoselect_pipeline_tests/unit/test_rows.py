@@ -172,7 +172,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("case", FAULTS)
-def test_a_fault_is_named_with_its_place(tmp_path, case):
+def test_f1_f2_f3_f5_f7_f8_a_fault_is_named_with_its_place(tmp_path, case):
     name, content, complaint = FAULTS[case]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=complaint):
@@ -237,3 +237,48 @@ def test_f14_content_is_what_a_row_is_known_by_whatever_ids_the_user_gave(tmp_pa
     as_jsonl(tmp_path / "r.jsonl", rows)
     one, other, again = (s.sample_id for s in read_samples(tmp_path / "r.jsonl"))
     assert one == again != other
+
+
+def test_a_group_of_nought_is_a_group_and_null_is_none(tmp_path):
+    as_jsonl(tmp_path / "r.jsonl", [ROW | {"group": 0, "subtask": 0}, ROW | {"group": None}])
+    first, second = read_user_rows(tmp_path / "r.jsonl")
+    assert (first.group, first.sample.subtask, second.group) == ("0", "0", "")
+
+
+def test_only_what_makes_a_conversation_must_be_there_in_every_row(tmp_path):
+    rows = [ROW | {"s": "Be brief.", "kind": "x"}, ROW | {"s": None, "kind": None}, ROW]
+    as_jsonl(tmp_path / "r.jsonl", rows)
+    found = read_samples(tmp_path / "r.jsonl", Columns(system="s", subtask="kind"))
+    assert [len(sample.messages) for sample in found] == [3, 2, 2]
+    assert [sample.subtask for sample in found] == ["x", "", ""]
+
+
+@pytest.mark.parametrize(
+    "row", [{"q": "x", "a": None}, {"q": "x", "a": -1}, {"q": "x", "a": "not a number"}]
+)
+def test_a_template_makes_no_answer_out_of_nothing(tmp_path, row):
+    as_jsonl(tmp_path / "r.jsonl", [row])
+    for completion in ("{{ 'ABCD'[a] }}", "{{ a }}")[: 1 + (row["a"] is None)]:
+        with pytest.raises(DataError, match=r"r.jsonl:1: columns.completion"):
+            read_samples(tmp_path / "r.jsonl", Columns(prompt="q", completion=completion))
+
+
+def test_line_breaks_that_are_none_of_csvs_stay_in_their_value(tmp_path):
+    (tmp_path / "r.csv").write_text("prompt,completion\na\u2028b\x0cc,d\u0085e\n", encoding="utf-8")
+    [found] = read_samples(tmp_path / "r.csv")
+    assert (found.prompt, found.completion) == ("a\u2028b\x0cc", "d\u0085e")
+
+
+def test_a_split_that_a_saved_dataset_has_not_is_refused(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    assert len(read_samples(HubRows(dataset=str(tmp_path / "one")))) == 2
+    for split in ("test", "train[:1]"):
+        with pytest.raises(DataError, match="its splits are train"):
+            read_samples(HubRows(dataset=str(tmp_path / "one"), split=split))
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json"])
+def test_brackets_without_end_are_refused(tmp_path, name):
+    (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"not valid JSON"):
+        read_samples(tmp_path / name)

@@ -128,3 +128,13 @@ def test_too_few_rows_are_refused_with_the_reason(folder):
         file_task_rows(task(folder, num_test=200))
     with pytest.raises(DataError, match=r"num_test is 200, but .*rows.jsonl holds 80 rows"):
         file_task_rows(task(folder, test=folder / "rows.jsonl", num_test=200))
+
+
+def test_files_that_share_a_group_are_refused(tmp_path):
+    for number, name in enumerate(("targets", "validation", "test")):
+        (tmp_path / f"{name}.jsonl").write_text(
+            f'{{"prompt": "{number}", "completion": "x", "group": "{min(number, 1)}"}}'
+        )
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("targets", "validation", "test")}
+    with pytest.raises(DataError, match="validation and test share 1 groups, such as '1'"):
+        file_task_rows(task(tmp_path, rows=None, **files))
