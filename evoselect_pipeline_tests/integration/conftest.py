@@ -7,6 +7,7 @@ from typing import NamedTuple
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.storage.defs_state.base import set_defs_state_storage
 
 from evoselect_pipeline.cli import main
 from evoselect_pipeline.stores.home import Home, project_file
@@ -35,6 +36,13 @@ def evoselect(capsys, monkeypatch, tmp_path):
         return Ended(int(ended.value.code or 0), *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def no_instance_of_another_test():
+    """Definitions that are loaded ask the instance that was opened last, also when it is gone."""
+    with set_defs_state_storage(None):
+        yield
 
 
 @pytest.fixture

@@ -307,6 +307,7 @@ def test_an_interrupt_ends_the_asking(tmp_path):
         with fake_llm(reply) as server:
             with pytest.raises(Interrupted):
                 generate(server, tmp_path, num_candidates=400, concurrency=1)
+            time.sleep(0.5)  # what was under way comes to the server still
             asked = len(server.asked)
             time.sleep(0.3)
             assert len(server.asked) == asked < 200
