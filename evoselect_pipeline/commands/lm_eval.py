@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evoselect_pipeline.commands.console import print_json, print_table, stderr
-from evoselect_pipeline.errors import ConfigError, DataError
-from evoselect_pipeline.rounds.export import champion_round
-from evoselect_pipeline.rounds.line import PROMOTED, Line
+from evoselect_pipeline.errors import ConfigError
+from evoselect_pipeline.rounds.export import champion_round, refuse_unfinished
+from evoselect_pipeline.rounds.line import Line
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,7 @@ def evaluate_tasks(line: Line, request: Request, format: str) -> None:
     """Evaluate base model and adapter on the same rows, and report one beside the other."""
     manager = _task_manager(request)
     number = champion_round(line) if request.round is None else request.round
-    if not line.has(number, PROMOTED):
-        raise DataError(f"round {number} of line {line.name!r} is not finished: no adapter of it")
+    refuse_unfinished(line, number)
     adapter = line.artifact(number, "lora_checkpoint").path / "adapter"
     found = {}
     for who, path in (("base", None), (f"round {number}", adapter)):
@@ -50,8 +48,6 @@ def evaluate_tasks(line: Line, request: Request, format: str) -> None:
 
 
 def _task_manager(request: Request) -> Any:
-    # Benchmarks are data; a task that wants to run code of its dataset is refused by `datasets`.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from evoselect_pipeline.core.near_text import text_shingles, words
 from evoselect_pipeline.core.records import Sample
+from evoselect_pipeline.core.text_keys import asked_turns
 
 FEW = 2  # so many trusted rows may say the same, and it is still their content
 MOSTLY = 0.5
@@ -28,7 +29,7 @@ class Hit:
     """A candidate that holds text of an evaluation row."""
 
     evaluation_id: str
-    kind: str  # `whole`, `ngram` or `near_copy`
+    kind: str  # `same_prompt`, `whole`, `ngram` or `near_copy`
     evidence: str
 
 
@@ -43,12 +44,12 @@ class EvaluationText:
         So many words in a row that are an evaluation row's alone betray it. Whole prompts do, too,
         and lines of their own, of whatever words, if they have five at least.
     near_copy : float
-        Share of a prompt's own word triples that a near-copy holds; above 1 for none.
+        Share of a prompt's own word triples that a near-copy holds.
     """
 
     def __init__(self, rows: Sequence[Sample], ngram: int = 13, near_copy: float = 0.8):
         self.near_copy = near_copy
-        asked = {row.sample_id: _asked(row) for row in rows}
+        asked = {row.sample_id: "\n".join(m.content for m in asked_turns(row)) for row in rows}
         prompts = {row: words(text) for row, text in asked.items()}
         triples = {row: text_shingles(" ".join(prompt)) for row, prompt in prompts.items()}
         self._triples = _owned((row, one) for row, own in triples.items() for one in own)
@@ -95,11 +96,6 @@ class EvaluationText:
         if share < self.near_copy or row not in self._telling:
             return None
         return Hit(row, "near_copy", f"{share:.0%} of what it alone says")
-
-
-def _asked(row: Sample) -> str:
-    """What a row asks: all before the answer but the system turn, which others need not repeat."""
-    return "\n".join(m.content for m in row.messages[:-1] if m.role != "system")
 
 
 def _lines(text: str) -> list[str]:

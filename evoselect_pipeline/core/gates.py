@@ -52,7 +52,9 @@ def gate(
         `resembles_evaluation`, `source_flood`.
     """
     asked = evaluation_keys(trusted)
-    text = EvaluationText(trusted, settings.ngram, settings.near_copy)
+    text = None
+    if settings.overlap == "quarantine":
+        text = EvaluationText(trusted, settings.ngram, settings.near_copy)
     from_source: Counter[str] = Counter()
     passage = Passage([], [], {})
     for sample in {sample.sample_id: sample for sample in samples}.values():
@@ -64,7 +66,7 @@ def gate(
             found = ("already_selected", "an earlier round has trained on this very row", "")
         elif found := next(_unfit(sample, settings), None):
             pass
-        elif settings.overlap == "quarantine" and (hit := text.hit(sample)):
+        elif text and (hit := text.hit(sample)):
             passage.hits[sample.sample_id] = hit
             reason = f"it holds text of evaluation row {hit.evaluation_id}: {hit.evidence}"
             found = ("resembles_evaluation", reason, hit.evaluation_id)

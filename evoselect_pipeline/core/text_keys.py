@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-from evoselect_pipeline.core.records import Sample, digest
+from evoselect_pipeline.core.records import Message, Sample, digest
 
 SENTENCE_MARKS = str.maketrans(dict.fromkeys(".,!?;:\"'", " "))
 
@@ -38,8 +38,12 @@ def text_key(sample: Sample) -> str:
 
 def prompt_key(sample: Sample) -> str:
     """Hash of what a row asks, normalised, whatever the answer and the system turn say."""
-    turns = [m for m in sample.messages[:-1] if m.role != "system"]
-    return digest([(m.role, normalised(m.content)) for m in turns])
+    return digest([(m.role, normalised(m.content)) for m in asked_turns(sample)])
+
+
+def asked_turns(sample: Sample) -> list[Message]:
+    """All before the answer but the system turn, which others who ask the same need not repeat."""
+    return [message for message in sample.messages[:-1] if message.role != "system"]
 
 
 def evaluation_keys(rows: Iterable[Sample]) -> dict[str, str]:

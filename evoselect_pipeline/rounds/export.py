@@ -84,7 +84,7 @@ def export_round(line: Line, round_number: int, out: Path, *, merged: bool) -> E
     """
     from evoselect_pipeline.training.models import load_encoder
 
-    _refuse_unfinished(line, round_number)
+    refuse_unfinished(line, round_number)
     _refuse_mixed(line, round_number)
     encoder = load_encoder(line.config.model)
     adapter = line.artifact(round_number, "lora_checkpoint")
@@ -157,7 +157,8 @@ def _write_merged(line: Line, adapter: Path, encoder: Encoder, folder: Path) -> 
     return Merge(*save_merged(config.model, adapter, config.lora, compared, folder), len(compared))
 
 
-def _refuse_unfinished(line: Line, round_number: int) -> None:
+def refuse_unfinished(line: Line, round_number: int) -> None:
+    """Refuse a round without an adapter that was evaluated."""
     if line.has(round_number, PROMOTED):
         return
     last = line.next_round() - 1
