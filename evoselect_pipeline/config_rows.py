@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from evoselect_pipeline.addresses import is_in_the_clear
+from evoselect_pipeline.addresses import is_in_the_clear, is_metadata_service
+from evoselect_pipeline.core.private_text import secret_in
 
 SPLITS = ("targets", "validation", "test")
+VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class Settings(BaseModel):
-    """Base of the tree: frozen, and a key nobody reads is an error."""
+    """Base of the tree: frozen, its numbers finite, and a key nobody reads is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What is refused may hold a key: Dagster would print all of it.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 def spelled_out(value: Any) -> Any:
     """`engine: ray` is short for its kind, and stays so when further keys are set."""
     return {"kind": value} if isinstance(value, str) else value
+
+
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what could not be written down: dates, NaN, half a character, a loop."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True)
+        text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"expected what JSON can hold: {error}") from None
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_as_json)]
+
+
+def _refuse_secret(name: str, value: Any) -> None:
+    """Settings are written into artifacts and into MLflow, where a key has no place."""
+    if kind := secret_in(str(value)):
+        raise ValueError(
+            f"{name} holds what looks like {kind}, and settings are written down; put it into the"
+            " environment instead"
+        )
 
 
 class HubRows(Settings):
@@ -90,7 +118,7 @@ class MetricSettings(Settings):
         if self.pattern is not None:
             try:
                 matches_nothing = re.compile(self.pattern).search("")
-            except re.error as error:
+            except (re.error, RecursionError, OverflowError) as error:
                 raise ValueError(f"metric.pattern {self.pattern!r}: {error}") from None
             if matches_nothing:
                 raise ValueError(f"metric.pattern {self.pattern!r} finds itself in an empty answer")
@@ -189,7 +217,7 @@ class FunctionSource(Settings):
         description="As package.module:name, called with the target rows, the round, its seed and"
         " the targets' weights; returns rows as they stand in files."
     )
-    options: dict[str, Any] = Field(
+    options: JsonObject = Field(
         default_factory=dict, description="Keyword arguments of the function."
     )
     num_candidates: int = Field(
@@ -200,6 +228,7 @@ class FunctionSource(Settings):
     def _check(self) -> FunctionSource:
         if not FUNCTION.fullmatch(self.function):
             raise ValueError(f"function {self.function!r}: expected package.module:name")
+        _refuse_secret("options", self.options)
         return self
 
 
@@ -218,7 +247,9 @@ class LLMSource(Settings):
         " template writes a row's prompt, and the answer is its completion.",
     )
     num_candidates: int = Field(default=2000, ge=1, description="Rows to ask for in a round.")
-    rows_per_request: int = Field(default=4, ge=1, description="Rows to ask for at a time.")
+    rows_per_request: int = Field(
+        default=4, ge=1, description="Rows to ask for at a time; of `format: completion` 1."
+    )
     num_examples: int = Field(default=4, ge=1, description="Target rows shown in a request.")
     temperature: float = Field(
         default=1.0,
@@ -241,10 +272,18 @@ class LLMSource(Settings):
         """What decides an answer besides its request's words and the model."""
         return [self.temperature, self.top_p, self.max_tokens, self.format]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ask_for_one_completion(cls, given: Any) -> Any:
+        is_one = isinstance(given, dict) and given.get("format") == "completion"
+        return {"rows_per_request": 1} | given if is_one else given
+
     @model_validator(mode="after")
     def _check_format(self) -> LLMSource:
         if self.format == "completion" and self.rows_per_request != 1:
-            raise ValueError("format: completion makes one row a request; set rows_per_request: 1")
+            raise ValueError(
+                "format: completion makes one row a request; leave rows_per_request out"
+            )
         return self
 
 
@@ -280,6 +319,11 @@ class ServerSource(LLMSource):
     retries: int = Field(
         default=5, ge=0, description="How often a busy server is asked again, ever more slowly."
     )
+    deadline_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Longest time to get one answer, over all retries and the waits between them.",
+    )
     max_answer_bytes: int = Field(default=1_000_000, ge=1_000, description="Longer ones are cut.")
     price_prompt: float = Field(default=0.0, ge=0, description="Price of 10^6 prompt tokens.")
     price_completion: float = Field(
@@ -290,7 +334,7 @@ class ServerSource(LLMSource):
         default=None, ge=1, description="Most tokens of a round, prompts and answers together."
     )
     max_cost: float | None = Field(default=None, gt=0, description="In the prices' currency.")
-    extra_body: dict[str, Any] = Field(
+    extra_body: JsonObject = Field(
         default_factory=dict,
         description="Further fields of every request, as the server takes them; null takes away one"
         " that is sent otherwise, such as `seed`.",
@@ -307,17 +351,33 @@ class ServerSource(LLMSource):
     @model_validator(mode="after")
     def _check(self) -> ServerSource:
         address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ValueError(f"base_url {self.base_url!r}: expected http(s)://HOST[:PORT]/v1")
-        if address.username or address.password or address.query or address.fragment:
+        if "@" in self.base_url or address.query or address.fragment:
             raise ValueError(
                 "base_url holds a password or a query; put the key into the environment instead,"
                 " and its name into api_key_variable"
             )
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError(f"base_url {self.base_url!r}: expected http(s)://HOST[:PORT]/v1")
+        if is_metadata_service(address.hostname):
+            raise ValueError(
+                f"base_url {self.base_url!r}: this is where a cloud hands out its machines'"
+                " credentials, or link-local; name the address of an LLM's server"
+            )
+        if not VARIABLE.fullmatch(self.api_key_variable):  # it may be the key itself: not repeated
+            raise ValueError(
+                "api_key_variable is the name of an environment variable, in capitals, and not the"
+                " key itself"
+            )
+        _refuse_secret("extra_body", self.extra_body)
         if is_in_the_clear(address) and not self.allow_insecure:
             raise ValueError(
                 f"base_url {self.base_url!r}: rows and key would travel in the clear; use https, or"
                 " set allow_insecure for a network you trust"
+            )
+        if self.deadline_s < self.timeout_s:
+            raise ValueError(
+                f"deadline_s {self.deadline_s:g} ends before the first try may, after timeout_s"
+                f" {self.timeout_s:g}; raise deadline_s"
             )
         if self.max_cost is not None and not (self.price_prompt or self.price_completion):
             raise ValueError("max_cost limits nothing without price_prompt and price_completion")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -56,6 +56,91 @@ class Unusable:
     detail: str
 
 
+class ChatTokenizer:
+    """A tokenizer with its chat template, to which what a message says is text.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        Without a chat template it has nothing to `render`.
+    stop_ids : sequence of int
+        Tokens that end an answer.
+
+    Raises
+    ------
+    ConfigError
+        If the template cannot be rendered.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]):
+        self.tokenizer = tokenizer
+        self.control_tokens = self._find_control_tokens(stop_ids)
+        self._control_text = _any_of(self.control_tokens)
+
+    def as_text(self, content: str) -> str:
+        """Break the control tokens that a text spells, until it is tokenized."""
+        return self._control_text.sub(rf"\g<0>{MARK}", content)
+
+    def render(self, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+        """A conversation as the template writes it."""
+        broken = [{**turn, "content": self.as_text(turn["content"])} for turn in turns]
+        return self._apply_template(broken, add_generation_prompt=add_generation_prompt)
+
+    def tokenize(self, texts: list[str], *, add_special_tokens: bool = False) -> list[list[int]]:
+        """Token ids; the template has written the special tokens itself."""
+        if not texts:
+            return []
+        is_broken = any(MARK in text for text in texts)
+        tokenizer = self._marked_tokenizer if is_broken else self.tokenizer
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]  # type: ignore[assignment]
+        if not is_broken:
+            return ids
+        mark = tokenizer.convert_tokens_to_ids(MARK)
+        return [[token for token in row if token != mark] for row in ids]
+
+    def _find_control_tokens(self, stop_ids: Sequence[int]) -> list[str]:
+        """Added tokens that steer the model: special ones, stops, and those that mark a turn.
+
+        Some tokenizers do not call the tokens special that tell who speaks. Others are ordinary
+        words of an answer, such as `<think>`, and stay what they are. So do tokens of a single
+        character, which cannot be broken.
+        """
+        turn = ""
+        if self.tokenizer.chat_template:
+            said = [{"role": "user", "content": "x"}]
+            turn = self._apply_template(said, add_generation_prompt=True)
+        steering = set(self.tokenizer.all_special_tokens)
+        for place, token in self.tokenizer.added_tokens_decoder.items():
+            text = str(token)
+            marks_a_turn = text in turn and re.search(r"[^\w\s]", text)
+            if token.special or place in stop_ids or marks_a_turn:
+                steering.add(text)
+        return sorted(text for text in steering if len(text) > 1)
+
+    def _apply_template(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # a template may do anything
+            raise ConfigError(
+                f"{self.tokenizer.name_or_path}: the chat template fails on turns of"
+                f" {', '.join(turn['role'] for turn in turns)}: {error}; for the student"
+                " name one that takes them in model.chat_template, for the generator take another"
+                " model"
+            ) from error
+        return str(text)
+
+    @cached_property
+    def _marked_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer for texts with marks: each is one token, which is taken out again."""
+        from transformers import AddedToken
+
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.add_tokens([AddedToken(MARK, normalized=False)])
+        return tokenizer
+
+
 class Encoder:
     """Turn samples into token ids with a tokenizer's chat template.
 
@@ -94,8 +179,7 @@ class Encoder:
         eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
         self.stop_ids = sorted({int(eos), *map(int, stop_ids)})  # type: ignore[arg-type]
         self.pad_id = int(eos if pad is None else pad)  # type: ignore[arg-type]
-        self._control_tokens = self._find_control_tokens()
-        self._control_text = _any_of(self._control_tokens)
+        self._chat = ChatTokenizer(tokenizer, self.stop_ids)
 
     @property
     def fingerprint(self) -> str:
@@ -103,17 +187,22 @@ class Encoder:
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         return digest(str(self.tokenizer.chat_template), vocabulary, self.stop_ids, self.max_length)
 
+    @property
+    def template_fingerprint(self) -> str:
+        """Hash of the template in which the model sees a conversation."""
+        return digest(str(self.tokenizer.chat_template))
+
     @cached_property
     def control_ids(self) -> set[int]:
         """The tokens that only the chat template writes."""
-        control, vocabulary = set(self._control_tokens), self.tokenizer.get_vocab()
+        control, vocabulary = set(self._chat.control_tokens), self.tokenizer.get_vocab()
         return {*self.stop_ids, *(place for text, place in vocabulary.items() if text in control)}
 
     def encode(self, samples: Sequence[Sample]) -> tuple[list[Encoded], list[Unusable]]:
         """Encode rows; those that cannot be trained on come back with their reason."""
         texts = [self._render(sample) for sample in samples]
-        prompts = self._tokenize([prompt for prompt, _ in texts])
-        wholes = self._tokenize([whole for _, whole in texts])
+        prompts = self._chat.tokenize([prompt for prompt, _ in texts])
+        wholes = self._chat.tokenize([whole for _, whole in texts])
         encoded: list[Encoded] = []
         unusable: list[Unusable] = []
         for sample, prompt, whole in zip(samples, prompts, wholes, strict=True):
@@ -123,65 +212,12 @@ class Encoder:
 
     def encode_prompts(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Encode the conversations up to the answer, as the model is asked in evaluation."""
-        return self._tokenize([self._render(sample)[0] for sample in samples])
-
-    def _find_control_tokens(self) -> list[str]:
-        """Added tokens that steer the model: special ones, stops, and those that mark a turn.
-
-        Some tokenizers do not call the tokens special that tell who speaks. Others are ordinary
-        words of an answer, such as `<think>`, and stay what they are. So do tokens of a single
-        character, which cannot be broken.
-        """
-        turn = self._apply_template([{"role": "user", "content": "x"}], add_generation_prompt=True)
-        steering = set(self.tokenizer.all_special_tokens)
-        for place, token in self.tokenizer.added_tokens_decoder.items():
-            text = str(token)
-            marks_a_turn = text in turn and re.search(r"[^\w\s]", text)
-            if token.special or place in self.stop_ids or marks_a_turn:
-                steering.add(text)
-        return sorted(text for text in steering if len(text) > 1)
+        return self._chat.tokenize([self._render(sample)[0] for sample in samples])
 
     def _render(self, sample: Sample) -> tuple[str, str]:
-        turns = [
-            {"role": m.role, "content": self._control_text.sub(rf"\g<0>{MARK}", m.content)}
-            for m in sample.messages
-        ]
-        prompt = self._apply_template(turns[:-1], add_generation_prompt=True)
-        return prompt, self._apply_template(turns, add_generation_prompt=False)
-
-    def _apply_template(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except Exception as error:  # a template may do anything
-            raise ConfigError(
-                f"{self.tokenizer.name_or_path}: the chat template fails on turns of"
-                f" {', '.join(turn['role'] for turn in turns)}: {error}; name one that takes them"
-                " in model.chat_template"
-            ) from error
-        return str(text)
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        is_broken = any(MARK in text for text in texts)
-        tokenizer = self._marked_tokenizer if is_broken else self.tokenizer
-        # The template writes the special tokens itself.
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
-        if not is_broken:
-            return ids
-        mark = tokenizer.convert_tokens_to_ids(MARK)
-        return [[token for token in row if token != mark] for row in ids]
-
-    @cached_property
-    def _marked_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer for texts with marks: each is one token, which is taken out again."""
-        from transformers import AddedToken
-
-        tokenizer = copy.deepcopy(self.tokenizer)
-        tokenizer.add_tokens([AddedToken(MARK, normalized=False)])
-        return tokenizer
+        turns = [{"role": m.role, "content": m.content} for m in sample.messages]
+        prompt = self._chat.render(turns[:-1], add_generation_prompt=True)
+        return prompt, self._chat.render(turns, add_generation_prompt=False)
 
     def _encode_one(
         self, sample: Sample, prompt: list[int], whole: list[int]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from itertools import islice
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 
 from evoselect_pipeline.core.records import Message, Sample, make_sample
 from evoselect_pipeline.errors import DataError
@@ -60,21 +62,27 @@ def read_answer(answer: Answer, request: Request, as_json: bool, source: str) ->
     Parameters
     ----------
     as_json : bool
-        The answer holds rows as JSON, fenced or with words around it; else it is the completion to
-        the request's own words.
+        The answer holds rows as JSON, fenced or with words around it; what is whole of it counts
+        though the rest was cut off. Else it is the completion to the request's own words.
     source : str
         Who wrote it, for the rows' provenance.
     """
+    if as_json and answer.ended == "length":
+        found = _read_rows(_whole_rows(answer.text), request, source)
+        return ReadAnswer(found.samples, [answer.ended, *found.refused])
     if answer.ended in BROKEN:
         return ReadAnswer([], [answer.ended])
     if not answer.text.strip():
         return ReadAnswer([], ["empty"])
     if not as_json:
-        pairs: list[Any] = [{"prompt": request.words, "completion": answer.text.strip()}]
-    else:
-        pairs, why = _rows_in(answer.text)
-        if not pairs:
-            return ReadAnswer([], [why])
+        pair = {"prompt": request.words, "completion": answer.text.strip()}
+        return _read_rows([pair], request, source)
+    pairs, why = _rows_in(answer.text, _value_at)
+    return _read_rows(pairs, request, source) if pairs else ReadAnswer([], [why])
+
+
+def _read_rows(pairs: list[Any], request: Request, source: str) -> ReadAnswer:
+    """As many rows as were asked for, and the reasons of those that are none."""
     found = ReadAnswer([], [])
     for pair in pairs[: request.num_rows]:
         try:
@@ -90,12 +98,22 @@ def read_answer(answer: Answer, request: Request, as_json: bool, source: str) ->
     return found
 
 
-def _rows_in(text: str) -> tuple[list[Any], str]:
+def _whole_rows(text: str) -> list[Any]:
+    """The rows of a text that was cut off; the last one only if both its texts are whole."""
+    rows, _ = _rows_in(text, _value_before_cut)
+    try:
+        Row.model_validate(rows[-1] if rows else None)
+    except ValidationError:
+        return rows[:-1]
+    return rows
+
+
+def _rows_in(text: str, value_at: Callable[[str, int], Any]) -> tuple[list[Any], str]:
     """The first rows in a text, or none and why: models wrap them into thoughts and courtesies."""
-    decoder, why = json.JSONDecoder(), "not_json"
+    why = "not_json"
     for start in islice(re.finditer(r"[{\[]", text), MOST_STARTS):
         try:
-            value = decoder.raw_decode(text, start.start())[0]
+            value = value_at(text, start.start())
             told = {"rows": value} if isinstance(value, list) else value
             rows = Rows.model_validate(told).rows
             if any(isinstance(row, dict) for row in rows):
@@ -106,3 +124,16 @@ def _rows_in(text: str) -> tuple[list[Any], str]:
         except (ValueError, RecursionError):
             continue
     return [], why
+
+
+def _value_at(text: str, start: int) -> Any:
+    """The JSON that begins at a place, whatever comes after it."""
+    return json.JSONDecoder().raw_decode(text, start)[0]
+
+
+def _value_before_cut(text: str, start: int) -> Any:
+    """The same, or what is whole of it where the text ends before it does."""
+    try:
+        return _value_at(text, start)
+    except ValueError:
+        return from_json(text[start:].encode("utf-8", "surrogatepass"), allow_partial=True)

@@ -9,23 +9,32 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from evoselect_pipeline.config_rows import ServerSource
+from evoselect_pipeline.core.private_text import without_key
 from evoselect_pipeline.errors import ConfigError
 from evoselect_pipeline.generation.answers import schema
 from evoselect_pipeline.generation.questions import Question
 from evoselect_pipeline.stores.answer_log import Answer
 
 if TYPE_CHECKING:
+    import openai
     from openai import AsyncOpenAI
 
 BYTES_PER_TOKEN = 4  # where the server does not count
+LEAST_KEY = 16  # characters; a shorter one, such as `EMPTY`, may be a word of an honest answer
 CUT_AT = 300  # characters of a server's own words in our messages
 CONNECT_S = 10.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+PROBE_S = 10.0
 
 
 class NoAnswer(Exception):
@@ -36,32 +45,45 @@ class Rejected(NoAnswer):
     """Nor will it ever, to this request."""
 
 
-class _Busy(Exception):
-    """The server may answer later; `wait_s` says when, if it has told."""
+class Busy(Exception):
+    """The server may answer later; `wait_s` says when, if it has told.
 
-    def __init__(self, words: str, wait_s: float | None = None):
+    `status` is that of its answer, None where nobody was there to give one.
+    """
+
+    def __init__(self, words: str, status: int | None = None, wait_s: float | None = None):
         super().__init__(words)
+        self.status = status
         self.wait_s = wait_s
 
 
-def open_client(source: ServerSource) -> AsyncOpenAI:
-    """A client that leaves waiting and asking again to `ask`.
+def read_key(source: ServerSource) -> str:
+    """The server's key, from the environment; empty if it is not set, as local servers want none.
 
     Raises
     ------
     ConfigError
-        If the key cannot be one; it is not repeated.
+        If a variable that the user has named is not set, or holds no key; it is not repeated.
     """
+    variable = source.api_key_variable
+    key = os.environ.get(variable, "").strip()
+    if not key and variable != ServerSource.model_fields["api_key_variable"].default:
+        raise ConfigError(
+            f"generator.api_key_variable: ${variable} is not set; export it where the round runs,"
+            " or leave the setting out if the server wants no key"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"${variable} holds characters that no key has; set it anew")
+    return key
+
+
+def open_client(source: ServerSource) -> AsyncOpenAI:
+    """A client that leaves waiting and asking again to `ask`; see `read_key`."""
     import openai
 
-    key = os.environ.get(source.api_key_variable, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            f"${source.api_key_variable} holds characters that no key has; set it anew"
-        )
     return openai.AsyncOpenAI(
         base_url=source.base_url,
-        api_key=key or "none",  # local servers want none
+        api_key=read_key(source) or "none",
         # Each whole call has its time in `ask`, which also counts what is asked again.
         timeout=openai.Timeout(None, connect=CONNECT_S),
         max_retries=0,
@@ -70,20 +92,63 @@ def open_client(source: ServerSource) -> AsyncOpenAI:
     )
 
 
-async def ask(client: AsyncOpenAI, source: ServerSource, question: Question) -> Answer:
-    """Put a question, again while the server is busy; an answer that takes too long is one, too."""
-    wait_s = FIRST_WAIT_S
+async def probe(source: ServerSource) -> None:
+    """Ask for the names of the models, which costs nothing; not every server has to know them.
+
+    Raises
+    ------
+    ConfigError
+        If nobody answers at the address, or the key is refused.
+    """
+    import openai
+
+    async with open_client(source) as client:
+        try:
+            async with asyncio.timeout(PROBE_S), client.models.with_streaming_response.list():
+                pass
+        except TimeoutError:
+            raise _unreachable(source, f"no answer in {PROBE_S:g} s") from None
+        except openai.APIConnectionError as error:
+            raise _unreachable(source, _said(error, client)) from None
+        except openai.APIStatusError as error:
+            if error.status_code in (401, 403):
+                raise _classified(error, client, source) from None
+
+
+def _unreachable(source: ServerSource, why: str) -> ConfigError:
+    return ConfigError(
+        f"{source.base_url} cannot be reached: {why}. Start the server, or correct"
+        " generator.base_url"
+    )
+
+
+async def ask(
+    client: AsyncOpenAI, source: ServerSource, question: Question, on_busy: Callable[[Busy], None]
+) -> Answer:
+    """Put a question, again while the server is busy; an answer that takes too long is one, too.
+
+    `on_busy` hears of every wait before it begins.
+    """
+    clock, wait_s = asyncio.get_running_loop(), FIRST_WAIT_S
+    deadline = clock.time() + source.deadline_s
     for again in range(source.retries + 1):
         try:
-            async with asyncio.timeout(source.timeout_s):
+            async with asyncio.timeout_at(min(deadline, clock.time() + source.timeout_s)):
                 return await _ask_once(client, source, question)
         except TimeoutError:
             return _as_answer(b"", "too_slow", source, question)
-        except _Busy as busy:
+        except Busy as busy:
             if again == source.retries:
                 raise NoAnswer(str(busy)) from None
             told = busy.wait_s if busy.wait_s is not None else wait_s * random.uniform(0.75, 1.25)
-            await asyncio.sleep(min(told, LONGEST_WAIT_S))
+            told = min(told, LONGEST_WAIT_S)
+            if clock.time() + told >= deadline:
+                raise NoAnswer(
+                    f"{busy}; to wait {told:.1f} s more would pass generator.deadline_s ="
+                    f" {source.deadline_s:g}"
+                ) from None
+            on_busy(busy)
+            await asyncio.sleep(told)
             wait_s *= 2
     raise AssertionError("unreachable: the last try returns or raises")
 
@@ -103,8 +168,11 @@ async def _ask_once(client: AsyncOpenAI, source: ServerSource, question: Questio
     except openai.APIStatusError as error:
         raise _classified(error, client, source) from None
     except openai.APIError as error:
-        raise _Busy(_said(error, client)) from None
-    return _as_answer(body, ended, source, question)
+        raise Busy(_said(error, client)) from None
+    answer = _as_answer(body, ended, source, question)
+    if len(client.api_key) < LEAST_KEY:
+        return answer
+    return replace(answer, text=without_key(answer.text, client.api_key))
 
 
 def _classified(error: Any, client: AsyncOpenAI, source: ServerSource) -> Exception:
@@ -120,11 +188,23 @@ def _classified(error: Any, client: AsyncOpenAI, source: ServerSource) -> Except
             f"{source.base_url} knows no model {source.model!r}, or no chat completions: {said}"
         )
     if status in (408, 409, 429) or status >= 500:
-        told = error.response.headers.get("retry-after", "")
-        return _Busy(said, float(told) if told.replace(".", "", 1).isdigit() else None)
+        return Busy(said, status, told_wait_s(error.response.headers.get("retry-after", "")))
     if source.format == "json" and source.constrain:
         said += ". If it cannot be held to a JSON schema, set generator.constrain to false"
     return Rejected(said)
+
+
+def told_wait_s(retry_after: str) -> float | None:
+    """Seconds that `Retry-After` asks for, as a number or a date; None if it makes no sense."""
+    if retry_after.replace(".", "", 1).isdecimal():
+        return float(retry_after)
+    try:
+        moment = parsedate_to_datetime(retry_after)
+    except (ValueError, OverflowError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)  # dates of HTTP are in it
+    return max(0.0, moment.timestamp() - time.time())
 
 
 def _body(source: ServerSource, seed: int) -> dict[str, Any]:
@@ -214,7 +294,19 @@ class _Told(BaseModel):
 
 
 def _said(error: Exception, client: AsyncOpenAI) -> str:
-    """A server's own words, short and without the key, which some servers repeat."""
+    """A server's own words: short, nothing that steers a terminal, no key that it repeats."""
+    import openai
+
+    told = _own_words(error) if isinstance(error, openai.APIStatusError) else str(error)
     cause = f" ({error.__cause__})" if error.__cause__ else ""
-    words = " ".join(f"{error}{cause}".split())
-    return (words if client.api_key == "none" else words.replace(client.api_key, "***"))[:CUT_AT]
+    words = "".join(c for c in " ".join(f"{told}{cause}".split()) if c.isprintable())
+    return (words if client.api_key == "none" else without_key(words, client.api_key))[:CUT_AT]
+
+
+def _own_words(error: openai.APIStatusError) -> str:
+    """What a server says of its refusal, in whatever form: the library knows OpenAI's alone."""
+    told: Any = error.body
+    if isinstance(told, dict):
+        told = told.get("message") or told.get("detail") or told
+    status = f"Error code: {error.status_code}"
+    return f"{status} - {told}" if told else status

@@ -11,7 +11,7 @@ from evoselect_pipeline.config_rows import FileSource
 from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.generation.playground import PlaygroundGenerator
-from evoselect_pipeline.stores.rows import read_samples
+from evoselect_pipeline.stores.rows import CandidateRows, read_candidates
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,23 @@ class DroppedFiles:
 
     def generate(self, assignment: Assignment) -> Generated:
         """Read the round's file."""
-        return Generated(self._rows(assignment.round_number))
+        read = self.read(assignment.round_number)
+        return Generated(read.samples, facts={"refused_rows": dict(read.refused)})
 
     def fingerprint(self, round_number: int) -> str:
         """Hash of what is taken of the round's file."""
-        return digest([(s.sample_id, s.subtask, s.source) for s in self._rows(round_number)])
+        samples = self.read(round_number).samples
+        return digest([(s.sample_id, s.subtask, s.source) for s in samples])
 
-    def _rows(self, round_number: int) -> list[Sample]:
+    def read(self, round_number: int) -> CandidateRows:
+        """The rows of the round's file; a file that is not there is refused."""
         path = self.path(round_number)
         if not path.exists():
             raise DataError(
                 f"generator.pattern: round {round_number} reads {path}, which is not there (No such"
                 f" file in {path.absolute().parent}); put its candidates there, or mend the pattern"
             )
-        return read_samples(path, self.source.columns)
+        return read_candidates(path, self.source.columns)
 
 
 @dataclass(frozen=True)

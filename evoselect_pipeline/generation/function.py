@@ -9,9 +9,10 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from evoselect_pipeline.config_rows import FunctionSource
-from evoselect_pipeline.core.records import Sample, digest, sample_from_row
+from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.errors import ConfigError, DataError
 from evoselect_pipeline.generation.base import Assignment, Generated
+from evoselect_pipeline.stores.rows import sample_of, usable_rows
 from evoselect_pipeline.user_code import own_function, source_of
 
 KEY = "generator.function"
@@ -25,18 +26,20 @@ class OwnFunction:
     source: FunctionSource
 
     def generate(self, assignment: Assignment) -> Generated:
-        """Take rows from the function, at most as many as are asked for.
+        """Take rows from the function, at most as many as are asked for; see `usable_rows`.
 
         Raises
         ------
         ConfigError
             If the function cannot be imported, or not be called as it is.
         DataError
-            If a row is none, or the function raises; a connection that fails or takes too long is
-            let through, because it may come back.
+            If none of the rows can be used, or the function raises; a connection that fails or
+            takes too long is let through, because it may come back.
         """
         rows = islice(self._rows(assignment), self.source.num_candidates)
-        return Generated([self._sample(number, row) for number, row in enumerate(rows, start=1)])
+        placed = ((f"{self._name}: row {number}", row) for number, row in enumerate(rows, start=1))
+        read = usable_rows(placed, self._sample)
+        return Generated(read.samples, facts={"refused_rows": dict(read.refused)})
 
     def fingerprint(self, round_number: int) -> str:
         """Hash of the settings and of the source of the module that they name."""
@@ -76,17 +79,10 @@ class OwnFunction:
         except Exception as error:  # it is the user's code, which may raise anything
             raise DataError(f"{self._name}: {type(error).__name__}: {error}") from error
 
-    def _sample(self, number: int, row: Any) -> Sample:
-        where = f"{self._name}: row {number}"
+    def _sample(self, where: str, row: Any) -> Sample:
         if not isinstance(row, Mapping):
             raise DataError(f"{where}: expected a mapping, found {type(row).__name__}")
         parents = row.get("parents", ())
         if not isinstance(parents, list | tuple) or not all(isinstance(p, str) for p in parents):
             raise DataError(f"{where}: `parents` must be a list of sample ids, got {parents!r}")
-        return sample_from_row(
-            row,
-            where,
-            subtask=str(row.get("subtask") or row.get("task") or ""),
-            source=str(row.get("source") or self.source.function),
-            parents=tuple(parents),
-        )
+        return sample_of(where, row, self.source.function, parents=tuple(parents))

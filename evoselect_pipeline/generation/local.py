@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from evoselect_pipeline.config import ModelSettings
 from evoselect_pipeline.config_rows import ModelSource
+from evoselect_pipeline.core.encoding import ChatTokenizer
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import ConfigError
 from evoselect_pipeline.generation.base import Assignment, Generated
@@ -83,6 +84,7 @@ class _Writer:
         own: Any = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
         stops = [*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id]
         self.stop_ids = sorted({int(stop) for stop in stops if stop is not None})
+        self.chat = ChatTokenizer(self.tokenizer, self.stop_ids)
         pad: Any = self.tokenizer.pad_token_id
         self.pad_id = int(pad) if pad is not None else next(iter(self.stop_ids), 0)
         self.model.generation_config = GenerationConfig(
@@ -145,13 +147,12 @@ class _Writer:
         return ids
 
     def _ids_of(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        if not self.tokenizer.chat_template:
-            return self.tokenizer("\n\n".join(m["content"] for m in messages))["input_ids"]  # type: ignore[return-value]
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
-        # The template writes the special tokens itself.
-        return self.tokenizer(str(text), add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+        """What others wrote stands in a request, and must end no turn of it."""
+        if self.tokenizer.chat_template:
+            whole = self.chat.render(messages, add_generation_prompt=True)
+            return self.chat.tokenize([whole])[0]
+        words = self.chat.as_text("\n\n".join(m["content"] for m in messages))
+        return self.chat.tokenize([words], add_special_tokens=True)[0]
 
     def _room(self, num_prompt: int) -> int:
         """Tokens that the context leaves for an answer."""

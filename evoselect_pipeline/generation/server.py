@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
@@ -12,7 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from evoselect_pipeline.config_rows import ServerSource
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import ConfigError
-from evoselect_pipeline.generation.asking import NoAnswer, Rejected, ask, open_client
+from evoselect_pipeline.generation.asking import (
+    Busy,
+    NoAnswer,
+    Rejected,
+    ask,
+    open_client,
+    probe,
+)
 from evoselect_pipeline.generation.base import Assignment, Generated
 from evoselect_pipeline.generation.questions import Questions
 from evoselect_pipeline.generation.requests import Request, checked_template
@@ -26,9 +34,10 @@ FEW = 0.1  # share of requests without an answer that a round can do without
 
 # How answers are fetched is no part of what they are; a template's words count, not its path.
 TRANSPORT = {
-    *("base_url", "api_key_variable", "concurrency", "retries", "allow_insecure", "template"),
-    *("price_prompt", "price_completion"),
+    *("base_url", "api_key_variable", "concurrency", "retries", "deadline_s", "allow_insecure"),
+    *("template", "price_prompt", "price_completion"),
 }
+_log = logging.getLogger("evoselect_pipeline")
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,10 @@ class Server:
         settings = self.source.model_dump(mode="json", exclude=TRANSPORT)
         return digest(settings, checked_template(self.source))
 
+    def probe(self) -> None:
+        """Refuse a server that is not there, or does not take the key; nothing is paid for."""
+        asyncio.run(probe(self.source))
+
 
 @dataclass
 class _Round:
@@ -70,6 +83,7 @@ class _Round:
     unanswered: list[NoAnswer] = field(default_factory=list)  # a request each
     _refusal: ConfigError | None = None  # what the server would say to every request
     _silent: int = 0  # requests in a row without an answer
+    _told: set[int | None] = field(default_factory=set)  # why answers are waited for
     _done: int = 0
 
     async def ask_all(self) -> None:
@@ -108,7 +122,8 @@ class _Round:
             if self.limit:
                 return
             try:
-                answer = await ask(client, self.source, self.questions.next_question(request))
+                question = self.questions.next_question(request)
+                answer = await ask(client, self.source, question, self._tell)
             except NoAnswer as error:
                 self.unanswered.append(error)
                 self._silent += 1
@@ -118,6 +133,15 @@ class _Round:
                 return
             self._silent = 0
             self.questions.take([answer])
+
+    def _tell(self, busy: Busy) -> None:
+        """Say once why answers are waited for: nothing else would be heard for minutes."""
+        if busy.status not in self._told:
+            self._told.add(busy.status)
+            _log.warning(
+                "%s: %s; each request is put again, up to %d times in %g s",
+                *(self.source.base_url, busy, self.source.retries, self.source.deadline_s),
+            )
 
     def _limit_reached(self) -> str | None:
         spent = self.questions.log.spent

@@ -43,18 +43,27 @@ def rows(*pairs: tuple[str, str]) -> Reply:
 
 @dataclass
 class FakeLLM:
-    """The address of the server, and what it was asked: bodies with the time of each."""
+    """The address of the server, and what it was asked: bodies with the time of each.
+
+    `listed` are the keys with which the list of models was asked for.
+    """
 
     address: str
     asked: list[dict[str, Any]] = field(default_factory=list)
+    listed: list[str] = field(default_factory=list)
 
     def words(self) -> list[str]:
         """The words of every request, in the order in which they came."""
         return [body["messages"][0]["content"] for body in self.asked]
 
 
+MODELS = Reply({"object": "list", "data": [{"id": "fake", "object": "model", "created": 0}]})
+
+
 @contextmanager
-def fake_llm(reply: Callable[[int, dict[str, Any]], Reply]) -> Iterator[FakeLLM]:
+def fake_llm(
+    reply: Callable[[int, dict[str, Any]], Reply], models: Reply = MODELS
+) -> Iterator[FakeLLM]:
     """Serve on loopback; `reply` gets each request's number, from 0 on, and its body."""
     lock, stopped = threading.Lock(), threading.Event()
 
@@ -65,7 +74,14 @@ def fake_llm(reply: Callable[[int, dict[str, Any]], Reply]) -> Iterator[FakeLLM]
             with lock:
                 number = len(served.asked)
                 served.asked.append(body)
-            said = reply(number, body)
+            self.say(reply(number, body))
+
+        def do_GET(self):
+            assert self.path == "/v1/models"
+            served.listed.append(self.headers["Authorization"])
+            self.say(models)
+
+        def say(self, said: Reply):
             self.send_response(said.status)
             for name, value in said.headers.items():
                 self.send_header(name, value)

@@ -71,6 +71,18 @@ def test_e5_a_refusal_is_put_once_more_as_it_is(tmp_path, answer):
     assert conversations(server)[0] == conversations(server)[1]
 
 
+def test_e5_an_answer_that_holds_whole_rows_before_its_cut_is_not_asked_for_again(tmp_path):
+    whole = '{"rows": [{"prompt": "a", "completion": "b"}'
+    cut = completion(f'```json\n{whole}, {{"prompt": "c', ended="length")
+    with fake_llm(lambda number, body: cut) as server:
+        written = generate(server, tmp_path, num_candidates=2)
+        again = generate(server, tmp_path, num_candidates=2)
+    assert len(server.asked) == 1
+    assert [(row.prompt, row.completion) for row in written.samples] == [("a", "b")]
+    assert written.facts["refused_answers"] == {"length": 1}
+    assert again == written
+
+
 def test_what_the_next_attempt_says_follows_from_the_log_alone(tmp_path):
     """E12: an attempt that was cut off by a crash is put in the same words, under its number."""
     replies = [completion("no rows"), completion('{"rows": 1}'), GOOD]

@@ -261,7 +261,7 @@ def test_an_answer_that_is_kept_counts_though_a_limit_is_reached_before_its_turn
     assert len(written.samples) == 10
 
 
-def test_a_slow_answer_is_counted_and_a_longer_wait_gets_it(tmp_path):
+def test_e1_a_slow_answer_is_counted_and_a_longer_wait_gets_it(tmp_path):
     def slow(number, body):
         time.sleep(1.0)
         return good(number, body)

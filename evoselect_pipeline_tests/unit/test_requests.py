@@ -1,17 +1,20 @@
 """What a server is asked for: fair to the targets, by their weights, the same again by the seed."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evoselect_pipeline.config_rows import ServerSource
+from evoselect_pipeline.config_rows import ModelSource, ServerSource
 from evoselect_pipeline.core.records import sample_from_pair
 from evoselect_pipeline.generation.answers import read_answer
 from evoselect_pipeline.generation.base import Assignment
 from evoselect_pipeline.generation.requests import Request, _in_turn, requests_for
+from evoselect_pipeline.generation.server import Server
 from evoselect_pipeline.stores.answer_log import Answer
 
 TARGETS = [sample_from_pair(f"question {n}", f"answer {n}", subtask=f"s{n % 3}") for n in range(9)]
@@ -75,11 +78,12 @@ def test_whatever_a_model_says_is_rows_or_reasons(frame, text):
     ("changes", "said"),
     [
         ({"base_url": "http://example.org/v1"}, "would travel in the clear"),
-        ({"base_url": "http://169.254.169.254/v1"}, "would travel in the clear"),
+        ({"base_url": "http://169.254.169.254/v1"}, "hands out its machines' credentials"),
         ({"base_url": "https://me:secret@example.org/v1"}, "holds a password"),
         ({"base_url": "https://example.org/v1?api-key=secret"}, "holds a password or a query"),
         ({"base_url": "file:///etc/passwd"}, "expected http"),
-        ({"format": "completion"}, "set rows_per_request: 1"),
+        ({"format": "completion", "rows_per_request": 4}, "leave rows_per_request out"),
+        ({"timeout_s": 700}, r"deadline_s 600 ends before .* timeout_s 700; raise deadline_s"),
         ({"max_cost": 1.0}, "limits nothing without price"),
     ],
 )
@@ -87,3 +91,31 @@ def test_a_source_that_cannot_be_meant_is_refused(changes, said):
     settings = {"kind": "server", "base_url": "http://localhost:1/v1", "model": "m"}
     with pytest.raises(ValueError, match=said):
         ServerSource(**(settings | changes))
+
+
+def test_a_completion_is_one_row_and_a_json_answer_holds_several_unless_told_otherwise():
+    server = {"kind": "server", "base_url": "http://localhost:1/v1", "model": "m"}
+    for source, own in ((ServerSource, server), (ModelSource, {"kind": "model", "model": "m"})):
+        for changes, expected in (
+            ({}, 4),
+            ({"format": "completion"}, 1),
+            ({"format": "json", "rows_per_request": 1}, 1),
+        ):
+            assert source.model_validate(own | changes).rows_per_request == expected
+
+
+def test_how_answers_are_fetched_is_no_part_of_what_they_are():
+    before = Server(SOURCE).fingerprint(0)
+    for name, value in {"deadline_s": 900.0, "retries": 1, "base_url": "https://other/v1"}.items():
+        assert Server(SOURCE.model_copy(update={name: value})).fingerprint(0) == before
+    assert Server(SOURCE.model_copy(update={"temperature": 0.5})).fingerprint(0) != before
+
+
+def test_the_template_of_the_documentation_writes_another_prompt_for_every_request(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/generators.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"```jinja\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "shop.jinja").write_text(text)
+    changes = {"template": tmp_path / "shop.jinja", "rows_per_request": 1, "num_candidates": 1000}
+    words = [r.words for n in (0, 1) for r in asked(round_number=n, **changes)]
+    assert len(set(words)) == 2000
+    assert words[0].startswith("A shop sells 3 crates in the morning")
