@@ -13,6 +13,14 @@ class DataError(EvoselectError):
     """A row, a file or a set of rows cannot be used."""
 
 
+class RowError(DataError):
+    """A row is no conversation to learn from; `reason` is one of the slugs of `report/reasons`."""
+
+    def __init__(self, message: str, reason: str = "no_conversation"):
+        super().__init__(message)
+        self.reason = reason
+
+
 class NumericsError(EvoselectError):
     """A computation gave something non-finite or did not converge."""
 

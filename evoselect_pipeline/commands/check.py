@@ -3,73 +3,119 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from evoselect_pipeline.commands.console import print_json, print_table, stdout
-from evoselect_pipeline.config_rows import SPLITS
+from evoselect_pipeline.commands.console import print_json, print_table, stdout, visible
+from evoselect_pipeline.config_rows import SPLITS, ServerSource
 from evoselect_pipeline.errors import DataError, EvoselectError
-from evoselect_pipeline.playground.tasks import TaskRows
-from evoselect_pipeline.rounds.audit import Problem, audit
+from evoselect_pipeline.generation.asking import read_key
+from evoselect_pipeline.generation.base import DroppedFiles
+from evoselect_pipeline.generation.server import Server
+from evoselect_pipeline.rounds.answers import CANARIES, canary_rows
+from evoselect_pipeline.rounds.audit import Problem, audit, repaired
 from evoselect_pipeline.rounds.candidates import load_generator
-from evoselect_pipeline.rounds.data import load_task, refuse_other_rows
+from evoselect_pipeline.rounds.champion import champion
+from evoselect_pipeline.rounds.data import load_task, refuse_other_base, refuse_other_rows
 from evoselect_pipeline.rounds.line import Line
+from evoselect_pipeline.rounds.notes import notes_on
 
 if TYPE_CHECKING:
     from evoselect_pipeline.core.encoding import Encoder
+    from evoselect_pipeline.core.records import Sample
+    from evoselect_pipeline.playground.tasks import TaskRows
 
 LEAST_FREE_GIB = 2
 
 
-def check_line(line: Line, strict: bool, format: str) -> int:
+def check_line(line: Line, strict: bool, repair: bool, format: str) -> int:
     """Report what is wrong; return 1 if anything is. Bad input raises, as it does in `run`."""
+    mended, strict = (repaired(line), True) if repair else ([], strict)
     problems = _disk(line.home.root)
+    notes: list[str] = []
     try:
-        refuse_bad_input(line, num_rounds=1)
+        rows, encoder = refuse_bad_input(line, num_rounds=0 if _waits_for_a_file(line) else 1)
+        notes = notes_on(line, rows, encoder)
+        if isinstance(line.config.generator, ServerSource):
+            Server(line.config.generator).probe()
     except EvoselectError as error:
         if not strict:
             raise
         problems.append(Problem("the next round", str(error), "mend it before the next round"))
     problems += audit(line) if strict else ()
     if format == "json":
-        print_json({"line": line.name, "problems": [asdict(problem) for problem in problems]})
+        told = {"problems": _told(problems), "mended": _told(mended), "notes": notes}
+        print_json({"line": line.name, **told})
         return int(bool(problems))
     looked = (
         f"{line.next_round()} finished rounds looked at" if strict else "stored rounds: --strict"
     )
-    if not problems:
+    for problem in mended:
+        stdout.print(f"Mended: {problem.where}: {problem.what}", markup=False)
+    if problems:
+        table = [(problem.where, problem.what, problem.mend) for problem in problems]
+        title = f"Line {line.name}: {len(table)} problems"
+        print_table(title, ["where", "what", "how to mend"], table)
+    else:
         stdout.print(f"Line {line.name}: all is well ({looked}).")
-        return 0
-    rows = [(problem.where, problem.what, problem.mend) for problem in problems]
-    print_table(f"Line {line.name}: {len(rows)} problems", ["where", "what", "how to mend"], rows)
-    return 1
+    for note in notes:
+        stdout.print(f"  {visible(note)}", markup=False, highlight=False)
+    return int(bool(problems))
 
 
-def refuse_bad_input(line: Line, num_rounds: int) -> None:
-    """Read the task's rows, the next rounds' files and the models before making anything."""
-    from evoselect_pipeline.training.models import check_model, load_encoder
+def _told(problems: list[Problem]) -> list[dict[str, Any]]:
+    return [
+        {"where": p.where, "what": p.what, "mend": p.mend, "can_repair": p.repair is not None}
+        for p in problems
+    ]
+
+
+def _waits_for_a_file(line: Line) -> bool:
+    """Whether the next round's candidates are yet to be dropped, which is no fault of the line."""
+    generator = load_generator(line.config)
+    return isinstance(generator, DroppedFiles) and not generator.path(line.next_round()).exists()
+
+
+def refuse_bad_input(line: Line, num_rounds: int) -> tuple[TaskRows, Encoder]:
+    """Read the task's rows, the next rounds' files and the models before making anything.
+
+    Returns
+    -------
+    rows : TaskRows
+    encoder : Encoder
+        The student's.
+    """
+    from evoselect_pipeline.training.models import check_model
 
     rows = load_task(line.config)
     refuse_other_rows(line, rows)
-    for model in filter(None, (line.config.model, line.config.proxy)):
-        check_model(model)
-        _refuse_unusable(rows, load_encoder(model))
+    asked = {split: getattr(rows, split) for split in SPLITS}
+    asked[CANARIES] = canary_rows(line.config)
+    serving = champion(line)
+    if serving.trained_in is not None:
+        refuse_other_base(line.config.model, line.artifact(serving.trained_in, "lora_checkpoint"))
+    encoders = [check_model(m) for m in (line.config.model, line.config.proxy) if m is not None]
+    for encoder in encoders:
+        _refuse_unusable(asked, encoder, line)
+    if isinstance(line.config.generator, ServerSource):
+        read_key(line.config.generator)
     generator, first = load_generator(line.config), line.next_round()
     for number in range(first, first + num_rounds):
         generator.fingerprint(number)
+    return rows, encoders[0]
 
 
-def _refuse_unusable(rows: TaskRows, encoder: Encoder) -> None:
+def _refuse_unusable(asked: Mapping[str, list[Sample]], encoder: Encoder, line: Line) -> None:
     """Refuse rows that a model cannot take: those to aim at, and those to answer."""
-    for split in SPLITS:
-        _, unusable = encoder.encode(getattr(rows, split))
+    for kind, rows in asked.items():
+        _, unusable = encoder.encode(rows)
         if unusable:
             raise DataError(
-                f"{len(unusable)} {split} rows cannot be used with"
+                f"{len(unusable)} {kind} rows cannot be used with"
                 f" {encoder.tokenizer.name_or_path}, the first is {unusable[0].sample_id[:8]}:"
-                f" {unusable[0].detail}. Take them out, or raise model.max_length; `evoselect"
-                " preview` shows them"
+                f" {unusable[0].detail}. Take them out, or raise model.max_length;"
+                f" `{line.command('preview')}` shows them"
             )
 
 

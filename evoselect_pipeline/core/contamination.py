@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from evoselect_pipeline.core.near_text import text_shingles, words
 from evoselect_pipeline.core.records import Sample
-from evoselect_pipeline.core.text_keys import asked_turns
+from evoselect_pipeline.core.text_keys import asked_text
 
 FEW = 2  # so many trusted rows may say the same, and it is still their content
 MOSTLY = 0.5
@@ -49,7 +49,7 @@ class EvaluationText:
 
     def __init__(self, rows: Sequence[Sample], ngram: int = 13, near_copy: float = 0.8):
         self.near_copy = near_copy
-        asked = {row.sample_id: "\n".join(m.content for m in asked_turns(row)) for row in rows}
+        asked = {row.sample_id: asked_text(row) for row in rows}
         prompts = {row: words(text) for row, text in asked.items()}
         triples = {row: text_shingles(" ".join(prompt)) for row, prompt in prompts.items()}
         self._triples = _owned((row, one) for row, own in triples.items() for one in own)

@@ -287,7 +287,7 @@ def _finish(
         raise NumericsError(
             f"select: the plan's marginal error is {error:.3g} after"
             f" {MAX_FINAL_BLOCKS * FINAL_BLOCK} Sinkhorn iterations at epsilon {epsilon:g}, allowed"
-            f" {settings.tolerance:g}; raise select.epsilon"
+            f" {settings.tolerance:g}; raise selection.evoselect.epsilon"
         )
     solved = sinkhorn(
         w,

@@ -90,7 +90,8 @@ def selection_problem(
     mean = np.zeros(pool.shape[1], np.float32)
     if centre:
         usable = np.isfinite(pool).all(axis=1) & (np.abs(pool).max(axis=1) > 0)
-        mean = pool[usable].mean(axis=0) if usable.any() else mean
+        if usable.sum() > 1:  # without its mean, nothing is left of a single row
+            mean = pool[usable].mean(axis=0)
     # A hair above the targets' own overlap: at it, rows may still be distinct.
     near_text = min(1.0, max(near_text, distinct_overlap(targets) + 1e-9))
     return SelectionProblem(

@@ -12,6 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+import numpy as np
+
+from evoselect_pipeline.core.near_join import overlapping_groups, overlapping_pairs
 from evoselect_pipeline.core.records import Sample
 from evoselect_pipeline.core.text_keys import normalised, text_key
 
@@ -85,18 +88,30 @@ def near_pairs(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, in
 
     Texts of fewer than `MIN_SHINGLES` shingles are in no pair.
     """
+    places, sets = _long_enough(texts)
+    for one, other in overlapping_pairs(sets, threshold):
+        yield places[one], places[other]
+
+
+def near_groups(texts: Sequence[str], threshold: float) -> np.ndarray:
+    """Number the groups of texts that hang together through `near_pairs`.
+
+    Returns
+    -------
+    array of int, shape [n]
+    """
+    places, sets = _long_enough(texts)
+    group_of = np.arange(len(texts))
+    if places:
+        group_of[places] = np.array(places)[overlapping_groups(sets, threshold)]
+    return group_of
+
+
+def _long_enough(texts: Sequence[str]) -> tuple[list[int], list[frozenset[str]]]:
+    """The shingles of those texts that are long enough to be copies, and where these stand."""
     sets = [text_shingles(text) for text in texts]
-    num_rows = Counter(shingle for own in sets for shingle in own)
-    rows_with: defaultdict[str, list[int]] = defaultdict(list)
-    for number, own in enumerate(sets):
-        if len(own) < MIN_SHINGLES:
-            continue
-        rare = _rarest(own, num_rows, threshold)
-        for other in sorted({row for shingle in rare for row in rows_with[shingle]}):
-            if _jaccard(own, sets[other]) >= threshold:
-                yield other, number
-        for shingle in rare:
-            rows_with[shingle].append(number)
+    places = [place for place, own in enumerate(sets) if len(own) >= MIN_SHINGLES]
+    return places, [sets[place] for place in places]
 
 
 def shingles(sample: Sample) -> frozenset[str]:
@@ -113,9 +128,11 @@ def text_shingles(text: str) -> frozenset[str]:
 
 def words(text: str) -> list[str]:
     """The words of a text, normalised; a character of a script without blanks counts as one."""
+    text = normalised(text)
+    if text.isascii():
+        return text.split()
     spaced = "".join(
-        f" {letter} " if unicodedata.east_asian_width(letter) in "WF" else letter
-        for letter in normalised(text)
+        f" {letter} " if unicodedata.east_asian_width(letter) in "WF" else letter for letter in text
     )
     return spaced.split()
 

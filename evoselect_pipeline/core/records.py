@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.errors import RowError
 
 ID_LENGTH = 32
 ROLES = ("system", "user", "assistant")
@@ -104,8 +104,8 @@ def sample_from_row(row: Mapping[str, object], where: str, **provenance) -> Samp
 
     Raises
     ------
-    DataError
-        If neither form is present, or a field has the wrong type.
+    RowError
+        If neither form is present, or it is no conversation, see `make_sample`.
     """
     if row.get("messages") is not None:
         messages = _turns(row["messages"], "messages", where)
@@ -117,14 +117,14 @@ def sample_from_row(row: Mapping[str, object], where: str, **provenance) -> Samp
         ]
     else:
         found = sorted(name for name, value in row.items() if value is not None)
-        raise DataError(
+        raise RowError(
             f"{where}: expected `messages`, or `prompt` and `completion`; found {found}. Name the"
             " columns that hold them, as in columns: {prompt: question, completion: answer}"
         )
     try:
         return make_sample(messages, **provenance)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+    except RowError as error:
+        raise RowError(f"{where}: {error}", error.reason) from None
 
 
 def _said_by(role: str, value: object, name: str, where: str) -> list[Message]:
@@ -135,7 +135,7 @@ def _said_by(role: str, value: object, name: str, where: str) -> list[Message]:
 
 def _turns(value: object, name: str, where: str) -> list[Message]:
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
-        raise DataError(f"{where}: `{name}` must be a list of objects with role and content")
+        raise RowError(f"{where}: `{name}` must be a list of objects with role and content")
     return [Message(turn.get("role", ""), turn.get("content", "")) for turn in value]
 
 
@@ -144,27 +144,37 @@ def make_sample(messages: Sequence[Message], **provenance) -> Sample:
 
     Raises
     ------
-    DataError
+    RowError
         If a turn is not text, is empty, has an unknown role or cannot be stored as UTF-8, or if
         the conversation does not alternate and end with the assistant.
     """
     for number, message in enumerate(messages, start=1):
         if message.role not in ROLES:
-            raise DataError(f"turn {number}: role must be one of {ROLES}, got {message.role!r}")
-        if not isinstance(message.content, str) or not message.content.strip():
-            raise DataError(
-                f"turn {number} ({message.role}): content must be non-empty text,"
-                f" got {message.content!r}"
+            raise RowError(
+                f"turn {number}: role must be one of {ROLES}, got {message.role!r}", "unknown_role"
             )
-        try:
-            message.content.encode("utf-8")
-        except UnicodeEncodeError:
-            raise DataError(f"turn {number}: content holds a lone surrogate, not text") from None
+        _check_content(number, message)
     turns = [m.role for m in messages if m.role != "system"]
     expected = ["user", "assistant"] * (len(turns) // 2)
     if not turns or turns != expected or "system" in [m.role for m in messages[1:]]:
-        raise DataError(
+        raise RowError(
             "turns must be an optional system turn, then user and assistant in turn, ending with"
-            f" assistant; got {[m.role for m in messages]}"
+            f" assistant; got {[m.role for m in messages]}",
+            "turns_out_of_order",
         )
     return Sample(messages=tuple(messages), **provenance)
+
+
+def _check_content(number: int, message: Message) -> None:
+    content: object = message.content
+    if not isinstance(content, str) or not content.strip():
+        is_empty = content is None or isinstance(content, str)
+        raise RowError(
+            f"turn {number} ({message.role}): content must be non-empty text, got {content!r}",
+            "empty_content" if is_empty else "not_text",
+        )
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError:
+        what = f"turn {number}: content holds a lone surrogate, not text"
+        raise RowError(what, "not_text") from None

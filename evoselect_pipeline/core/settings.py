@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 import numpy as np
 
@@ -121,21 +121,22 @@ class EvoSelectSettings:
         positive = ("epsilon", "num_updates", "sinkhorn_iterations", "step_size", "tolerance")
         for name in (*positive, "dedup_cosine"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"select.{name} must be above 0, got {getattr(self, name)}")
+                self._refuse(name, "must be above 0")
         for name in ("diversity", "diversity_ramp", "memory"):
             if not getattr(self, name) >= 0:
-                raise ConfigError(f"select.{name} must be 0 or more, got {getattr(self, name)}")
+                self._refuse(name, "must be 0 or more")
         if not self.norm_quarantine > 1:
-            raise ConfigError(f"select.norm_quarantine must be above 1, got {self.norm_quarantine}")
+            self._refuse("norm_quarantine", "must be above 1")
         if self.reach is not None and not 0 < self.reach <= 2:
-            raise ConfigError(f"select.reach is a cost 1 - cosine in (0, 2], got {self.reach}")
+            self._refuse("reach", "is a cost 1 - cosine in (0, 2]")
         if not 0 <= self.quality_floor < 1:
-            raise ConfigError(f"select.quality_floor must be in [0, 1), got {self.quality_floor}")
+            self._refuse("quality_floor", "must be in [0, 1)")
         for name, known in (("rounding", ROUNDINGS), ("energy", ENERGIES)):
             if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"select.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
+                self._refuse(name, f"must be one of {', '.join(known)}")
+
+    def _refuse(self, name: str, rule: str) -> NoReturn:
+        raise ConfigError(f"selection.evoselect.{name} {rule}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -181,11 +182,14 @@ class GateSettings:
     def __post_init__(self) -> None:
         for name, least in (("ngram", 5), ("min_answer_chars", 1), ("max_chars", 1)):
             if getattr(self, name) < least:
-                raise ConfigError(f"gates.{name} must be {least} or more")
+                self._refuse(name, f"must be {least} or more")
         if not 0 < self.near_copy <= 1:
-            raise ConfigError("gates.near_copy must be above 0 and at most 1")
+            self._refuse("near_copy", "must be above 0 and at most 1")
         if self.max_per_source is not None and self.max_per_source < 1:
-            raise ConfigError("gates.max_per_source must be 1 or more")
+            self._refuse("max_per_source", "must be 1 or more")
+
+    def _refuse(self, name: str, rule: str) -> NoReturn:
+        raise ConfigError(f"gates.{name} {rule}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ class Budget:
             raise ConfigError(f"budget must be at least 1 token, got {self.tokens}")
         if self.source_share is not None and not 0 < self.source_share <= 1:
             raise ConfigError(
-                f"budget: source_share must be above 0 and at most 1, got {self.source_share}"
+                f"selection.source_share must be above 0 and at most 1, got {self.source_share}"
             )
 
     def check(self, num_candidates: int, num_tokens: np.ndarray) -> None:
@@ -232,8 +236,8 @@ class Budget:
         if room is not None and room < shortest:
             raise DataError(
                 f"budget: a source may give {room} tokens, the shortest of {len(num_tokens)} usable"
-                f" candidates has {shortest}; raise the budget"
-                + (" or its source_share" if room != self.tokens else "")
+                f" candidates has {shortest}; raise selection.max_tokens"
+                + (" or selection.source_share" if room != self.tokens else "")
             )
 
     def num_rows(self, num_tokens: np.ndarray) -> int:

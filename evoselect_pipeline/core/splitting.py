@@ -9,9 +9,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from evoselect_pipeline.core.near_text import near_pairs
+from evoselect_pipeline.core.near_text import near_groups
 from evoselect_pipeline.core.records import Sample
-from evoselect_pipeline.core.text_keys import prompt_key
+from evoselect_pipeline.core.text_keys import asked_text, prompt_key
 
 
 def groups_of(
@@ -35,10 +35,13 @@ def groups_of(
     -------
     array of int, shape [n]
     """
-    edges = list(near_pairs([s.prompt for s in samples], near_text)) if near_text < 1 else []
-    for keys in ([prompt_key(sample) for sample in samples], named or ()):
-        first: dict[str, int] = {}
-        edges += [(first.setdefault(key, row), row) for row, key in enumerate(keys) if key]
+    numberings: list[Sequence[str | int]] = [[prompt_key(s) for s in samples], named or ()]
+    if near_text < 1:
+        numberings.append(near_groups([asked_text(s) for s in samples], near_text).tolist())
+    edges: list[tuple[int, int]] = []
+    for keys in numberings:
+        first: dict[str | int, int] = {}
+        edges += [(first.setdefault(key, row), row) for row, key in enumerate(keys) if key != ""]
     one, other = np.array(edges, dtype=int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(samples),) * 2)
     return connected_components(graph, directed=False)[1]

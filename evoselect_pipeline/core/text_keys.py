@@ -46,6 +46,11 @@ def asked_turns(sample: Sample) -> list[Message]:
     return [message for message in sample.messages[:-1] if message.role != "system"]
 
 
+def asked_text(sample: Sample) -> str:
+    """What a row asks, as one text."""
+    return "\n".join(message.content for message in asked_turns(sample))
+
+
 def evaluation_keys(rows: Iterable[Sample]) -> dict[str, str]:
     """Prompt key to sample id of the rows that must never be trained on."""
     return {prompt_key(row): row.sample_id for row in rows}

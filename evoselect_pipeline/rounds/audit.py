@@ -1,21 +1,33 @@
-"""Every invariant of a line in its home, looked at: what is wrong, where, and how to mend it."""
+"""Every invariant of a line in its home, looked at: what is wrong, where, and how to mend it.
+
+What others are told from what is kept here, as MLflow is told of a round, can be told again: such a
+problem brings its repair with it. What is lost or damaged for good is made again by a person, who
+has read what follows from it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 from evoselect_pipeline.core.text_keys import evaluation_keys, prompt_key
 from evoselect_pipeline.errors import EvoselectError
 from evoselect_pipeline.rounds.candidates import ANSWERS, has_answers
-from evoselect_pipeline.rounds.champion import champion
+from evoselect_pipeline.rounds.champion import champion, say
 from evoselect_pipeline.rounds.data import SPLITS, split_rows
 from evoselect_pipeline.rounds.line import PROMOTED, Line, entered, read_facts, read_json
+from evoselect_pipeline.rounds.record import record
+from evoselect_pipeline.rounds.report import REPORT, round_report
 from evoselect_pipeline.rounds.stages import STAGES
+from evoselect_pipeline.rounds.verdicts import gradients_finite
 from evoselect_pipeline.stores.answer_log import AnswerLog
-from evoselect_pipeline.stores.artifacts import open_artifact
+from evoselect_pipeline.stores.artifacts import open_artifact, stale_temporary, sweep_temporary
 from evoselect_pipeline.stores.home import round_key
-from evoselect_pipeline.stores.integrity import table_problems
+from evoselect_pipeline.stores.integrity import remove_tag, table_problems
+
+DAY_S = 86_400.0  # what a killed writer left may be looked at for so long
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,23 @@ class Problem:
     where: str
     what: str
     mend: str
+    repair: Callable[[], object] | None = field(default=None, compare=False, repr=False)
+
+
+def repaired(line: Line) -> list[Problem]:
+    """Mend what is safe to mend, and return it; nobody else may work on the line meanwhile.
+
+    Raises
+    ------
+    RoundHeldError
+        If a stage of the line is at work.
+    """
+    with line.home.lease(line.name, "evoselect check --repair"):
+        found = [problem for problem in audit(line) if problem.repair]
+        for problem in found:
+            assert problem.repair is not None
+            problem.repair()
+    return found
 
 
 def audit(line: Line) -> Iterator[Problem]:
@@ -34,9 +63,10 @@ def audit(line: Line) -> Iterator[Problem]:
     the next part is looked at all the same.
     """
     yield from _looked_at(_artifacts, line, "artifacts")
+    yield from _looked_at(_leftovers, line, "leftovers")
     yield from _looked_at(_tables, line, "tables")
     for number in range(line.next_round()):
-        for part in (_chain, _decisions, _leakage, _answers):
+        for part in (_made_from, _chain, _decisions, _features, _leakage, _answers):
             yield from _looked_at(
                 lambda line, part=part, n=number: part(line, n), line, _of(number)
             )
@@ -61,15 +91,18 @@ def _artifacts(line: Line) -> Iterator[Problem]:
     for manifest in sorted(folder.rglob("manifest.json")):
         inside = manifest.parent.relative_to(folder)
         if any(part.startswith(".") for part in inside.parts):
-            continue  # left by a killed writer, and swept by the next one
+            continue  # left by a killed writer
         try:
             open_artifact(manifest.parent)
         except EvoselectError as error:
-            yield Problem(str(inside), str(error), f"materialize {inside.name} again")
+            mend = f"materialize {inside.name} again"
+            yield Problem(str(inside), str(error), mend, _report_of(line, inside))
     for number in range(line.next_round()):
         for stage in STAGES:
             if not line.has(number, stage.name):
-                yield Problem(_of(number), f"{stage.name} is missing", f"materialize {stage.name}")
+                repair = _report_of(line, Path(round_key(number), stage.name))
+                mend = f"materialize {stage.name}"
+                yield Problem(_of(number), f"{stage.name} is missing", mend, repair)
     for promoted in sorted(folder.glob(f"[0-9]*/{PROMOTED}/manifest.json")):
         number = promoted.parent.parent.name
         if number > round_key(line.next_round()):
@@ -78,13 +111,60 @@ def _artifacts(line: Line) -> Iterator[Problem]:
             yield Problem(f"round {number}", what, f"materialize round {missing}")
 
 
+def _report_of(line: Line, artifact: Path) -> Callable[[], object] | None:
+    """How to make a finished round's report again, if it is that: nothing is made from it."""
+    if artifact.name != REPORT or int(artifact.parent.name) >= line.next_round():
+        return None
+    number = int(artifact.parent.name)
+
+    def make() -> None:
+        round_report(line, number)
+        record(line, number, REPORT)
+
+    return make
+
+
+def _leftovers(line: Line) -> Iterator[Problem]:
+    """What killed writers left is gone after a day."""
+    folder = line.home.line_dir(line.name)
+    if not folder.is_dir():
+        return
+    for place in (folder, folder / "evaluations", *folder.glob("[0-9]*")):
+        if place.is_dir() and (left := stale_temporary(place, DAY_S)):
+            what = f"{len(left)} unfinished files or folders of killed runs, such as {left[0].name}"
+            repair = partial(sweep_temporary, place, DAY_S)
+            yield Problem(str(place.relative_to(folder.parent)), what, "remove them", repair)
+
+
 def _tables(line: Line) -> Iterator[Problem]:
-    for table, what in table_problems(line.home):
-        yield Problem(f"table {table}", what, "restore the home's folder `lance` from a backup")
+    for found in table_problems(line.home):
+        where = f"table {found.table}"
+        if found.tag is None:
+            mend = "restore the home's folder `lance` from a backup"
+            yield Problem(where, found.what, mend)
+            continue
+        mend = "remove the tag: what the round read cannot be looked at as it was then"
+        yield Problem(
+            where, found.what, mend, partial(remove_tag, line.home, found.table, found.tag)
+        )
+
+
+def _made_from(line: Line, number: int) -> Iterator[Problem]:
+    """Every artifact was made from those that are stored, and so is the decision on the adapter."""
+    for stage in (stage for stage in STAGES if line.has(number, stage.name)):
+        inputs = line.artifact(number, stage.name).inputs
+        named = {"trained": "lora_checkpoint"} | {name: name for name in stage.reads}
+        for key, upstream in named.items():
+            # The rows of a line never change; how their set is known has.
+            if upstream == "target_set" or key not in inputs:
+                continue
+            if inputs[key] != line.artifact(number, upstream).digest:
+                what = f"{stage.name} was made from another {upstream} than the one that is stored"
+                yield Problem(_of(number), what, f"materialize {stage.name} of this round again")
 
 
 def _chain(line: Line, number: int) -> Iterator[Problem]:
-    """A round started from what the round before promoted, and trained on what it chose."""
+    """A round started from what the round before promoted, on the same base model."""
     again = f"materialize round {round_key(number)} again"
     adapter, trained = entered(line, number), line.artifact(number, "lora_checkpoint")
     if trained.inputs["start"] != adapter.digest:
@@ -92,10 +172,11 @@ def _chain(line: Line, number: int) -> Iterator[Problem]:
             f"it was trained from adapter {trained.inputs['start'][:8]}, but {adapter.digest[:8]}"
         )
         yield Problem(_of(number), f"{what} is what enters it now", again)
-    subset = line.artifact(number, "selected_subset")
-    if trained.inputs["selected_subset"] != subset.digest:
-        what = "the adapter was trained on another subset than the one that is stored"
-        yield Problem(_of(number), what, again)
+    if adapter.trained_in is not None:
+        before = line.artifact(adapter.trained_in, "lora_checkpoint").inputs["base"]
+        if trained.inputs["base"] != before:
+            what = f"it was trained on base model {trained.inputs['base'][:8]}, but its adapter"
+            yield Problem(_of(number), f"{what} belongs to {before[:8]}", again)
 
 
 def _decisions(line: Line, number: int) -> Iterator[Problem]:
@@ -112,6 +193,13 @@ def _decisions(line: Line, number: int) -> Iterator[Problem]:
     chosen = set(frame.filter(frame["selected"])["sample_id"].to_list())
     if chosen != _picked(line, number):
         yield Problem(_of(number), "the chosen rows in the table are not the artifact's", again)
+
+
+def _features(line: Line, number: int) -> Iterator[Problem]:
+    """Every row that could be chosen has a finite feature of unit length."""
+    verdict = gradients_finite(line, number)
+    if not verdict.passed:
+        yield Problem(_of(number), verdict.sentence, "materialize projected_gradients again")
 
 
 def _leakage(line: Line, number: int) -> Iterator[Problem]:
@@ -155,12 +243,21 @@ def _runs(line: Line) -> Iterator[Problem]:
         statuses = held.get(f"{line.name}/{key}", [])
         if statuses != ["FINISHED"]:
             what = f"expected one finished run in MLflow, found {statuses or 'none'}"
-            yield Problem(f"round {key}", what, "materialize round_report of this round again")
+            if len(statuses) > 1:
+                yield Problem(f"round {key}", what, "remove in MLflow the runs that are too many")
+                continue
+            repair = partial(_tell_again, line, number)
+            yield Problem(f"round {key}", what, "tell MLflow of the round again", repair)
     serving, named = champion(line), line.tracking.champion(line.name)
     if (named and named.sha256) != (serving.digest if serving.path else None):
         told = named and f"round {round_key(named.round)}"
         what = f"the alias `champion` names {told or 'nothing'}, not the adapter that serves"
-        yield Problem("MLflow", what, "materialize promoted_adapter of the last round again")
+        yield Problem("MLflow", what, "let the alias name it", partial(say, line))
+
+
+def _tell_again(line: Line, number: int) -> None:
+    for stage in STAGES:
+        record(line, number, stage.name)
 
 
 def _picked(line: Line, number: int) -> set[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import combinations
 from pathlib import Path
 
-from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.config import LineConfig, ModelSettings
 from evoselect_pipeline.config_rows import SPLITS, FileTask
 from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.core.text_keys import evaluation_keys, prompt_key
-from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.errors import ArtifactError, DataError
 from evoselect_pipeline.evaluation.metrics import load_metric
 from evoselect_pipeline.playground.tasks import TaskRows, task_rows
 from evoselect_pipeline.rounds.file_task import file_task_rows
@@ -19,6 +19,7 @@ from evoselect_pipeline.rounds.line import (
     adapter_named,
     entering,
     made_from,
+    read_facts,
     read_json,
     write_json,
 )
@@ -130,9 +131,43 @@ def _target_dir(line: Line) -> Path:
     return line.home.line_dir(line.name) / "target_set"
 
 
+def refuse_other_base(model: ModelSettings, trained: Artifact) -> None:
+    """Hold an adapter to the base model, and the chat template, that it was trained on.
+
+    An adapter on another base loads without a word and answers nonsense.
+
+    Raises
+    ------
+    ArtifactError
+        With both fingerprints, and the way out.
+    """
+    from evoselect_pipeline.training.models import load_encoder, trainable_fingerprint
+
+    named = f"model {model.name!r} (revision {model.revision}, {model.dtype})"
+    way_out = (
+        "give the configuration that the line was run with, or restore the model's files;"
+        " `evoselect promote --round base` starts anew from the bare model"
+    )
+    found, expected = trainable_fingerprint(model), trained.inputs["base"]
+    if found != expected:
+        raise ArtifactError(
+            f"{named} has the fingerprint {found}, but the adapter of {trained.path.parent.name}"
+            f" was trained on {expected}: {way_out}"
+        )
+    # Adapters of earlier versions did not note it.
+    template = read_facts(trained).get("chat_template")
+    if template is not None and template != load_encoder(model).template_fingerprint:
+        raise ArtifactError(
+            f"{named} has another chat template than the one with which the adapter of"
+            f" {trained.path.parent.name} was trained: {way_out}"
+        )
+
+
 def incoming_adapter(line: Line, round_number: int) -> Artifact:
     """Publish which adapter the round starts from; refuse if the round before is not done."""
     adapter = entering(line, round_number)
+    if adapter.trained_in is not None:
+        refuse_other_base(line.config.model, line.artifact(adapter.trained_in, "lora_checkpoint"))
     inputs = made_from(line, {}, adapter=adapter.digest)
     directory = line.stage_dir(round_number, "incoming_adapter")
     if found := find(directory, inputs):

@@ -23,7 +23,7 @@ from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import ArtifactError, DataError
 from evoselect_pipeline.report.card import Adapter, Base, Merge, model_card
 from evoselect_pipeline.rounds.champion import champion
-from evoselect_pipeline.rounds.data import split_rows
+from evoselect_pipeline.rounds.data import refuse_other_base, split_rows
 from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts, read_json
 from evoselect_pipeline.rounds.lineage import ancestry, rows_behind
 from evoselect_pipeline.rounds.report import promotion_of
@@ -58,7 +58,7 @@ def champion_round(line: Line) -> int:
     if line.next_round() == 0:
         raise DataError(
             f"line {line.name!r} has no finished round in {line.home.root}, so there is nothing to"
-            " export; `evoselect run` makes two"
+            f" export; `{line.command('run')}` makes two"
         )
     adapter = champion(line)
     if adapter.trained_in is None:
@@ -88,7 +88,7 @@ def export_round(line: Line, round_number: int, out: Path, *, merged: bool) -> E
     _refuse_mixed(line, round_number)
     encoder = load_encoder(line.config.model)
     adapter = line.artifact(round_number, "lora_checkpoint")
-    _refuse_other_base(line.config.model, adapter)
+    refuse_other_base(line.config.model, adapter)
     told = _told(line, round_number, adapter)
     with _whole(out) as folder:
         encoder.tokenizer.save_pretrained(str(folder))
@@ -195,18 +195,6 @@ def _made_again(line: Line, round_number: int, stage: str) -> ArtifactError:
         f" be exported was trained or judged, so no card of it would be true. Materialize round"
         f" {round_key(round_number)} and those after it again first"
     )
-
-
-def _refuse_other_base(model: ModelSettings, adapter: Artifact) -> None:
-    from evoselect_pipeline.training.models import trainable_fingerprint
-
-    found = trainable_fingerprint(model)
-    if found != adapter.inputs["base"]:
-        raise ArtifactError(
-            f"model {model.name!r} (revision {model.revision}, {model.dtype}) has the fingerprint"
-            f" {found}, but the adapter was trained on {adapter.inputs['base']}; give the"
-            " configuration that the line was run with, or restore the model's files"
-        )
 
 
 def _told(line: Line, round_number: int, adapter: Artifact) -> Adapter:

@@ -9,17 +9,19 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evoselect_pipeline.config_rows import Columns, HubRows, Rows
 from evoselect_pipeline.core.records import Sample, sample_from_row
-from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.errors import DataError, RowError
 from evoselect_pipeline.stores.jsonl import read_rows, read_text, refuse_constant
 from evoselect_pipeline.templates import template
 
 AS_THEY_ARE = Columns()
+UNANSWERED = "(not answered)"  # of a prompt that is only asked
 TEMPLATE_MARKS = ("{{", "{%")
 
 
@@ -31,9 +33,49 @@ class UserRow(NamedTuple):
     group: str
 
 
+class CandidateRows(NamedTuple):
+    """The usable ones of rows that nobody vouches for.
+
+    `refused` counts the others by reason, and `first_refused` tells of the first one.
+    """
+
+    samples: list[Sample]
+    refused: Counter[str]
+    first_refused: str
+
+
 def read_samples(rows: Rows, columns: Columns = AS_THEY_ARE) -> list[Sample]:
     """Read samples; see `read_user_rows`."""
     return [found.sample for found in read_user_rows(rows, columns)]
+
+
+def read_prompts(rows: Rows, columns: Columns = AS_THEY_ARE) -> list[Sample]:
+    """Read rows that are only asked; those without an answer get `UNANSWERED` for one.
+
+    Raises
+    ------
+    DataError
+        If there are none, or one of them asks nothing; with file and line.
+    """
+    placed = _dataset_rows(rows) if isinstance(rows, HubRows) else _file_rows(rows)
+    asked = columns.model_copy(update={"completion": None})
+    found = [
+        sample_from_row(_with_answer(_content(where, row, asked)), where) for where, row in placed
+    ]
+    if not found:
+        raise DataError(f"{rows_in_words(rows)}: it holds no rows")
+    return found
+
+
+def _with_answer(content: dict[str, Any]) -> dict[str, Any]:
+    turns = content.get("messages")
+    if turns is None:
+        is_open = content.get("prompt") is not None and not content.get("completion")
+        return content | {"completion": UNANSWERED} if is_open else content
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    if not isinstance(last, Mapping) or last.get("role") != "user":
+        return content
+    return content | {"messages": [*turns, {"role": "assistant", "content": UNANSWERED}]}
 
 
 def read_user_rows(rows: Rows, columns: Columns = AS_THEY_ARE) -> list[UserRow]:
@@ -54,24 +96,78 @@ def read_user_rows(rows: Rows, columns: Columns = AS_THEY_ARE) -> list[UserRow]:
     return found
 
 
+def read_candidates(path: Path, columns: Columns = AS_THEY_ARE) -> CandidateRows:
+    """Read rows of a file that nobody vouches for: those that are no conversation are left out.
+
+    Raises
+    ------
+    DataError
+        If there are none, or none of them can be used.
+    """
+    found = usable_rows(
+        _file_rows(path), lambda where, row: _user_row(where, row, columns, path.name).sample
+    )
+    if not found.samples:
+        raise DataError(f"{path}: it holds no rows")
+    return found
+
+
+def usable_rows(
+    placed: Iterable[tuple[str, Any]], read: Callable[[str, Any], Sample]
+) -> CandidateRows:
+    """Read rows with their places, and pass over those that are no conversation.
+
+    Raises
+    ------
+    DataError
+        If there are rows, but none that can be used.
+    """
+    samples: list[Sample] = []
+    refused: Counter[str] = Counter()
+    first = ""
+    for where, row in placed:
+        try:
+            samples.append(read(where, row))
+        except RowError as error:
+            refused[error.reason] += 1
+            first = first or str(error)
+    if refused and not samples:
+        raise DataError(f"none of {refused.total()} rows can be used, the first: {first}")
+    return CandidateRows(samples, refused, first)
+
+
 def rows_in_words(rows: Rows) -> str:
     """Where rows come from, for messages."""
     return f"{rows.dataset} ({rows.split})" if isinstance(rows, HubRows) else str(rows)
 
 
-def _user_row(where: str, row: dict[str, Any], columns: Columns, name: str) -> UserRow:
+def _content(where: str, row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """A row with what its columns hold under the names that we know."""
     named = columns.model_dump(exclude_none=True)
     content = row | {key: _value(where, row, key, column) for key, column in named.items()}
     if named.keys() & {"system", "prompt", "completion"}:
         content.pop("messages", None)
-    told = {key: _told(where, content, key) for key in ("subtask", "task", "source", "group")}
-    sample = sample_from_row(
-        content, where, subtask=told["subtask"] or told["task"], source=told["source"] or name
+    return content
+
+
+def _user_row(where: str, row: dict[str, Any], columns: Columns, name: str) -> UserRow:
+    content = _content(where, row, columns)
+    return UserRow(sample_of(where, content, name), row, _told(where, content, "group"))
+
+
+def sample_of(where: str, content: Mapping[str, Any], source: str, **provenance) -> Sample:
+    """The sample of a row; its source is `source` unless it tells of another."""
+    told = {key: _told(where, content, key) for key in ("subtask", "task", "source")}
+    return sample_from_row(
+        content,
+        where,
+        subtask=told["subtask"] or told["task"],
+        source=told["source"] or source,
+        **provenance,
     )
-    return UserRow(sample, row, told["group"])
 
 
-def _told(where: str, content: dict[str, Any], key: str) -> str:
+def _told(where: str, content: Mapping[str, Any], key: str) -> str:
     """What a row says of itself, as text; nothing where it says nothing."""
     value = content.get(key)
     text = "" if value is None else str(value)
@@ -86,10 +182,10 @@ def _value(where: str, row: dict[str, Any], key: str, column: str) -> Any:
         try:
             return template(column).render(row)
         except Exception as error:  # a template may do anything to a value that it did not expect
-            raise DataError(f"{where}: columns.{key}: {type(error).__name__}: {error}") from None
+            raise RowError(f"{where}: columns.{key}: {type(error).__name__}: {error}") from None
     if row.get(column) is None and key in ("messages", "prompt", "completion"):
         there = sorted(name for name, value in row.items() if value is not None)
-        raise DataError(
+        raise RowError(
             f"{where}: columns.{key} names {column!r}, but the row has no value there; it has"
             f" values for {there}"
         )
@@ -151,14 +247,22 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    import polars as pl
+    # Not by polars, whose reader kills the process on some damaged files.
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
 
+    number = 0
     try:
-        frame = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
+        with ParquetFile(path, page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise ValueError(f"it names a column twice: {names}")
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}: row {number}", row
+    except (OSError, pa.ArrowException, ValueError, LookupError, OverflowError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from None
-    for number, row in enumerate(frame.iter_rows(named=True), start=1):
-        yield f"{path}: row {number}", row
 
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict]]]] = {

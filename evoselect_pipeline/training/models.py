@@ -52,8 +52,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def check_model(settings: ModelSettings) -> None:
+def check_model(settings: ModelSettings) -> Encoder:
     """Look at everything about a model that can be looked at without reading its weights.
+
+    Returns
+    -------
+    Encoder
+        What was loaded for it.
 
     Raises
     ------
@@ -61,9 +66,10 @@ def check_model(settings: ModelSettings) -> None:
         If a later load of the model or its tokenizer would fail, as far as this can be known.
     """
     read_config(settings)
-    load_encoder(settings)
+    encoder = load_encoder(settings)
     if settings.quantization != "none":
         _refuse_without_4_bit()
+    return encoder
 
 
 def load_base(settings: ModelSettings, *, attention: str | None = None) -> PreTrainedModel:
@@ -171,7 +177,7 @@ def with_adapter(
     Raises
     ------
     ArtifactError
-        If the stored adapter was made for another model.
+        If the stored adapter was made for another model, or is not safetensors.
     """
     if adapter is None:
         config = LoraConfig(
@@ -187,6 +193,11 @@ def with_adapter(
                 return get_peft_model(model, config)
             except ValueError as error:
                 raise ConfigError(f"lora.targets {lora.targets!r}: {error}") from error
+    if not (adapter / "adapter_model.safetensors").is_file():  # peft would look for a .bin
+        raise ArtifactError(
+            f"{adapter}: no adapter_model.safetensors; other files of weights may run code when"
+            " they are read. Make the round's lora_checkpoint again"
+        )
     with warnings.catch_warnings():
         # peft only warns when an adapter does not fit the model, and goes on with a wrong one.
         warnings.filterwarnings("error", message="Found missing adapter keys")

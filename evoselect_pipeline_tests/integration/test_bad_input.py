@@ -44,6 +44,7 @@ def files(tmp_path):
         "unknown_key.yaml": "trian: {steps: 5}\n",
         "not_a_tree.yaml": "- 1\n",
         "not_yaml.yaml": "train: {steps: 5\n",
+        "code.yaml": "seed: !!python/object/apply:os.mkdir [made]\n",
     }
     for name, text in contents.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -72,7 +73,7 @@ SELECT_CASES = {
     "budget not whole": (("--budget", "2.5"), ["--budget 2.5", "whole number"]),
     "budget zero": (("--budget", "0"), ["--budget 0"]),
     "share of a source": (("--source-share", "2"), ["selection.source_share", "2"]),
-    "too few tokens": (("--max-tokens", "1"), ["1 tokens", "raise the budget"]),
+    "too few tokens": (("--max-tokens", "1"), ["1 tokens", "raise selection.max_tokens"]),
     "suffix of out": (("--out", "out.csv"), ["out.csv", ".jsonl or .parquet"]),
     "folder of out": (("--out", "no/out.jsonl"), ["no/out.jsonl", "does not exist"]),
     "unknown method": (("--method", "best"), ["--method", "evoselect"]),
@@ -91,6 +92,11 @@ RUN_CASES = {
     "unknown task": (("--set", "task.name=storys"), ["'storys'", "stories"]),
     "unknown model": (("--set", "model.name=./no_model"), ["no_model", "safetensors"]),
     "unknown world": (("--set", "generator.world=mild"), ["generator", "'mild'"]),
+    "missing canaries": (("--set", "evaluation.canaries=no.jsonl"), ["no.jsonl", "No such file"]),
+    "canaries that ask nothing": (
+        ("--set", "evaluation.canaries=other_form.jsonl"),
+        ["other_form.jsonl:1", "`prompt`", "found ['answer', 'question']"],
+    ),
     "line of two words": (("--set", "line=two words"), ["'two words'"]),
     "home of a URI": (("--home", "what?"), ["what?", "MLflow"]),
     "playground rows for files": ((*FILES[:2],), ["both be playground, or neither"]),
@@ -112,6 +118,43 @@ RUN_CASES = {
         ["targets and test share 1 prompts", "Add 20  and 1."],
     ),
 }
+SERVER = (
+    "{kind: server, base_url: 'http://127.0.0.1:9/v1', model: m, api_key_variable: NO_SUCH_KEY}"
+)
+F17_CASES = {
+    "unknown key": (
+        ("run", "--config", "unknown_key.yaml"),
+        ["unknown_key.yaml: unknown key 'trian'; did you mean 'train'?"],
+    ),
+    "unknown key below": (
+        ("run", "--set", "train.leraning_rate=1"),
+        ["defs.yaml: unknown key 'train.leraning_rate'; did you mean 'learning_rate'?"],
+    ),
+    "wrong type": (
+        ("run", "--set", "train.steps=many"),
+        ["defs.yaml: train.steps: ", "valid integer", "found 'many'"],
+    ),
+    "negative learning rate": (
+        ("run", "--set", "train.learning_rate=-1"),
+        ["defs.yaml: train.learning_rate: ", "greater than 0", "found -1"],
+    ),
+    "more rows than the pool": (
+        (*SELECT, "--budget", "11"),
+        ["--budget 11: rows.jsonl has only 10"],
+    ),
+    "more than all of the pool": (
+        ("run", "--set", "selection.ratio=1.5"),
+        ["defs.yaml: selection.ratio: ", "less than or equal to 1", "found 1.5"],
+    ),
+    "missing variable": (
+        ("run", *FILES, "--set", f"generator={SERVER}"),
+        ["generator.api_key_variable: $NO_SUCH_KEY is not set"],
+    ),
+    "YAML that runs code": (
+        ("run", "--config", "code.yaml"),
+        ["code.yaml: is not valid YAML: could not determine a constructor", "python/object"],
+    ),
+}
 OTHER_CASES = {
     "lineage of nothing": (("lineage",), ["--round 0"]),
     "lineage of both": (("lineage", "abcdef", "--round", "0"), ["--round 0"]),
@@ -124,6 +167,7 @@ OTHER_CASES = {
 CASES = {
     **{f"select: {name}": ((*SELECT, *args), say) for name, (args, say) in SELECT_CASES.items()},
     **{f"run: {name}": (("run", *args), say) for name, (args, say) in RUN_CASES.items()},
+    **{f"f17: {name}": case for name, case in F17_CASES.items()},
     **OTHER_CASES,
 }
 
@@ -138,7 +182,16 @@ def test_bad_input_ends_in_one_message_with_nothing_written(case, files, evosele
     for saying in sayings:
         assert saying in ended.err
     assert "Traceback" not in ended.err
+    assert ended.err.count("evoselect: ") + ended.err.count("Usage: ") == 1
     assert contents_of(files) == before
+
+
+def test_f10_one_candidate_and_one_target_are_enough(files, evoselect):
+    (files / "one.jsonl").write_text(jsonl(ROWS[0]))
+    ended = evoselect(*SELECT, "--candidates", "one.jsonl", "--budget", "1")
+    assert ended.code == 0, ended.err
+    [chosen] = (files / "out.jsonl").read_text().splitlines()
+    assert json.loads(chosen)["prompt"] == ROWS[0]["prompt"]
 
 
 def test_a_process_says_it_on_stderr_with_exit_code_2(files):

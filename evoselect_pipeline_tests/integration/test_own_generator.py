@@ -43,6 +43,9 @@ def is_cut_off(targets, round_number, seed, weights):
 def writes(targets, round_number, seed, weights, row):
     return [{"prompt": "a", "completion": "b"}, row]
 
+def only(targets, round_number, seed, weights, row):
+    return [row, row]
+
 def too_few(targets):
     return []
 '''
@@ -103,8 +106,6 @@ def test_a_function_that_cannot_be_called_is_refused_by_the_first_look(name, cha
         ("forgets", None, "TypeError: it returned NoneType, expected rows"),
         ("fails", None, "KeyError: 'my own trouble'"),
         ("writes", 5, "row 2: expected a mapping, found int"),
-        ("writes", {"prompt": "a"}, "row 2: expected `messages`, or `prompt` and `completion`"),
-        ("writes", {"prompt": "a", "completion": ""}, r"row 2: turn 2 \(assistant\): content must"),
         ("writes", {"prompt": "a", "completion": "b", "parents": "p"}, "row 2: `parents` must be"),
     ],
 )
@@ -116,6 +117,24 @@ def test_what_is_wrong_with_the_rows_is_said_with_the_row_or_in_the_functions_wo
         write(generator)
     if name == "fails":
         assert isinstance(error.value.__cause__, KeyError)
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "a"}, "no_conversation"),
+        ({"prompt": "a", "completion": ""}, "empty_content"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "turns_out_of_order"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "unknown_role"),
+    ],
+)
+def test_f8_what_is_no_conversation_is_left_out_and_counted(row, reason):
+    generated = write(own("writes", options={"row": row}))
+    assert [sample.prompt for sample in generated.samples] == ["a"]
+    assert generated.facts == {"refused_rows": {reason: 1}}
+    with pytest.raises(DataError, match=r"none of 2 rows can be used, the first: .*:only: row 1: "):
+        write(own("only", options={"row": row}))
 
 
 @pytest.mark.usefixtures("module")

@@ -217,7 +217,11 @@ def test_budgets_that_mean_nothing_raise(problem):
         (lambda: Budget(rows=0, tokens=9), ConfigError, "at least 1 row"),
         (lambda: Budget(rows=5, source_share=0.0), ConfigError, "source_share"),
         (lambda: Budget(rows=5, source_share=1.1), ConfigError, "source_share"),
-        (lambda: select(problem, Budget(tokens=4), 0, "random"), DataError, "has 5; raise the"),
+        (
+            lambda: select(problem, Budget(tokens=4), 0, "random"),
+            DataError,
+            "has 5; raise selection.max",
+        ),
         (lambda: select(problem, narrow, 0, "random"), DataError, "may give 4 tokens.*share"),
     ]
     for build, error, words in cases:

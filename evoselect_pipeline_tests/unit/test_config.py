@@ -55,6 +55,28 @@ def test_f17_what_cannot_be_used_is_refused_by_name(tree, complaint):
         parse_config(tree, "f")
 
 
+BOUNDS = {
+    **dict.fromkeys(("epsilon", "num_updates", "sinkhorn_iterations", "step_size"), 0),
+    **dict.fromkeys(("tolerance", "dedup_cosine", "reach"), 0),
+    **dict.fromkeys(("diversity", "diversity_ramp", "memory"), -1),
+    "norm_quarantine": 1,
+    "quality_floor": 1,
+}
+OF_GATES = {"ngram": 4, "min_answer_chars": 0, "max_chars": 0, "near_copy": 0, "max_per_source": 0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((f"selection.evoselect.{name}", value) for name, value in BOUNDS.items()),
+        *((f"gates.{name}", value) for name, value in OF_GATES.items()),
+    ],
+)
+def test_a_message_names_the_key_by_which_the_value_can_be_set(key, value):
+    with pytest.raises(ConfigError, match=rf"{key} (must be|is a) .*, got {value}"):
+        parse_config({}, "f", [f"{key}={value}"])
+
+
 @pytest.mark.parametrize(
     "model", [{"name": "a/b", "revision": "0123456789abcdef" * 2 + "01234567"}, {"name": "."}]
 )

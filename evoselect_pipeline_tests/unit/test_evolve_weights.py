@@ -216,7 +216,7 @@ def test_unusable_priors_raise(prior):
 
 def test_an_epsilon_too_small_to_converge_raises_what_to_do():
     problem, _ = mixture(300, 0.5, (0.5, 0.5))
-    with pytest.raises(NumericsError, match=r"epsilon 0.0001.*raise select.epsilon"):
+    with pytest.raises(NumericsError, match=r"epsilon 0.0001.*raise selection.evoselect.epsilon"):
         evolve_weights(problem, Budget(30), EvoSelectSettings(epsilon=1e-4))
 
 
@@ -246,5 +246,5 @@ def test_same_input_gives_the_same_bits():
     ],
 )
 def test_unusable_settings_raise(wrong):
-    with pytest.raises(ConfigError, match=f"select.{next(iter(wrong))}"):
+    with pytest.raises(ConfigError, match=f"^selection.evoselect.{next(iter(wrong))} "):
         EvoSelectSettings(**wrong)

@@ -1,13 +1,18 @@
 """Law: no evaluation row and no row twice gets past the gates; lookalikes that differ do."""
 
+import time
+from pathlib import Path
+
 import pytest
 
 from evoselect_pipeline.core.gates import gate
-from evoselect_pipeline.core.private_text import SECRETS
+from evoselect_pipeline.core.private_text import SECRETS, email_in, secret_in
 from evoselect_pipeline.core.records import sample_from_pair
 from evoselect_pipeline.core.settings import GateSettings
 from evoselect_pipeline.core.text_keys import normalised, text_key
 from evoselect_pipeline.errors import ConfigError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.mark.parametrize(
@@ -48,22 +53,37 @@ def test_rows_of_earlier_rounds_and_repeated_rows_come_through_once_at_most():
     assert [r.stage for r in found.rejected] == ["already_selected"]
 
 
-SECRET_TEXTS = {
-    "a private key": "-----BEGIN RSA PRIVATE KEY-----\nMIIE",
-    "an AWS access key": "AKIAIOSFODNN7EXAMPLE",
-    "a GitHub token": "ghp_" + "a1B2" * 9,
-    "a Google API key": "AIza" + "a1B2c" * 7,
-    "a Hugging Face token": "hf_" + "a1B2c3" * 6,
-    "a Slack token": "xoxb-1234567890-abcdef",
-    "a Stripe key": "sk_live_" + "a1B2c3" * 4,
-    "an API key": "sk-proj-" + "a1B2c3" * 4,
-    "a JSON Web Token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.SflKxwRJSMeKKF2",
-}
+# In pieces, so that nobody who looks for keys takes these for some: a text that holds a secret of
+# each form, and one that nearly does.
+PEM, END, JOSE = "-----BEGIN {} KEY-----\nMIIEvQ==\n", "-----END {} KEY-----", "ey" + "Jh1Ci0J"
+SECRET_TEXTS = [
+    ("a private key", PEM.format("PRIVATE") + END.format("PRIVATE"), PEM.format("PUBLIC")),
+    ("a private key", PEM.format("OPENSSH PRIVATE"), "-----BEGIN CERTIFICATE-----"),
+    ("a private key", PEM.format("PGP PRIVATE").replace("Y-", "Y BLOCK-"), "BEGIN PRIVATE KEY"),
+    ("an AWS access key", "AK" + "IA" + "A1B2" * 4, "AK" + "IA" + "a1b2" * 4),
+    ("an Azure key", "Account" + "Key=" + "a1B+" * 21 + "aB==", "AccountKey=YOUR_KEY_HERE=="),
+    ("an Azure key", "SharedAccess" + "Key=" + "a1B/" * 10 + "aB1=", "SharedAccessKey=a1B2="),
+    ("an Azure signature", "?sv=2024&si" + "g=" + "a1B2" * 10 + "%2B1a%3D", "?sig=a1B2%3D&x=1"),
+    ("a GitHub token", "gh" + "p_" + "a1B2" * 9, "gh" + "p_" + "a1B2" * 8),
+    ("a GitHub token", "github" + "_pat_" + "a1B2c" * 11, "github" + "_pat_of_mine"),
+    ("a GitLab token", "gl" + "pat-" + "a1B2" * 5, "gl" + "pat-your-token"),
+    ("a Google API key", "AI" + "za" + "a1B2c" * 7, "AI" + "za" + "a1B2c" * 6),
+    ("a Hugging Face token", "h" + "f_" + "a1B2c3" * 6, "hf_hub_download_of_many_small_files"),
+    ("an npm token", "np" + "m_" + "a1B2" * 9, "npm_config_registry_of_the_whole_company_1"),
+    ("a Slack token", "xo" + "xb-1234567890-abcdef", "xo" + "xb-your-token-comes-here"),
+    ("a Stripe key", "sk" + "_live_" + "a1B2c3" * 4, "sk" + "_test_" + "a1B2c3" * 4),
+    ("an API key", "s" + "k-" + "proj-" + "a1B2c3" * 4, "sk-learn-0-24-pipelines-are-nice"),
+    ("an API key", "s" + "k-" + "a1B2c3" * 8, "task-" + "a1B2c3" * 8),
+    ("a JSON Web Token", f"{JOSE}IUzI1.{JOSE}zI1Ni.SflKxwRJSMeK", f"{JOSE}IUzI1.{JOSE}zI1Ni"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", SECRETS)
-def test_f16_a_row_with_a_key_is_dropped_and_the_key_is_not_repeated(kind):
-    text = SECRET_TEXTS[kind]
+def test_f16_every_form_of_a_secret_has_an_example():
+    assert {kind for kind, _, _ in SECRET_TEXTS} == set(SECRETS)
+
+
+@pytest.mark.parametrize(("kind", "text"), [case[:2] for case in SECRET_TEXTS])
+def test_f16_a_row_with_a_key_is_dropped_and_the_key_is_not_repeated(kind, text):
     rows = [
         sample_from_pair(f"My key is {text}, ok?", "yes"),
         sample_from_pair("hi", f"use {text}"),
@@ -74,10 +94,30 @@ def test_f16_a_row_with_a_key_is_dropped_and_the_key_is_not_repeated(kind):
     assert gate(rows, [], GateSettings(secrets="keep")).passed == rows
 
 
-def test_f16_words_that_only_look_a_little_like_keys_pass():
-    texts = ("ask-the-long-question-about-sk-8", "a risk-averse AKIA", "hf_hub", "eyJ.eyJ.x")
-    rows = [sample_from_pair(text, "yes") for text in texts]
+@pytest.mark.parametrize("text", [case[2] for case in SECRET_TEXTS])
+def test_f16_words_that_only_look_a_little_like_keys_pass(text):
+    rows = [sample_from_pair(f"My key is {text}, ok?", "yes"), sample_from_pair("hi", text)]
     assert gate(rows, [], GateSettings()).passed == rows
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no data at {SHARED}")
+def test_f16_no_row_of_gsm8k_or_of_big_bench_hard_holds_a_secret():
+    files = sorted(SHARED.glob("*/*.jsonl"))
+    assert len(files) > 10
+    for file in files:
+        assert secret_in(file.read_text(encoding="utf-8")) is None
+
+
+@pytest.mark.parametrize(
+    "start", ["s" + "k-", "ey" + "J-", "xo" + "xb-", "sig=%2B", "a@", "-----BEGIN "]
+)
+def test_a_text_of_beginnings_of_keys_is_looked_through_at_once(start):
+    """Whoever writes candidates must not be able to stop a round by one row."""
+    text = start * (100_000 // len(start))
+    began = time.process_time()
+    assert secret_in(text) is None
+    assert not email_in(text)
+    assert time.process_time() - began < 1
 
 
 def test_f16_addresses_are_dropped_on_demand_only():

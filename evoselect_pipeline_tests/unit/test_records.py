@@ -1,5 +1,7 @@
 """Law: a sample is its messages; what is not a conversation to learn from is refused."""
 
+import pickle
+
 import pytest
 
 from evoselect_pipeline.core.records import (
@@ -10,7 +12,7 @@ from evoselect_pipeline.core.records import (
     sample_from_pair,
     sample_from_row,
 )
-from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.errors import DataError, RowError
 
 
 def test_identity_is_content_and_not_provenance():
@@ -35,22 +37,25 @@ def test_the_id_is_fixed_for_ever():
 
 
 @pytest.mark.parametrize(
-    ("turns", "complaint"),
+    ("turns", "complaint", "reason"),
     [
-        ([("user", "a")], "ending with assistant"),
-        ([("assistant", "a")], "ending with assistant"),
-        ([("user", "a"), ("user", "b"), ("assistant", "c")], "in turn"),
-        ([("user", "a"), ("system", "s"), ("assistant", "b")], "in turn"),
-        ([("user", "a"), ("tool", "b"), ("assistant", "c")], "role must be one of"),
-        ([("user", " "), ("assistant", "b")], "non-empty"),
-        ([("user", 3), ("assistant", "b")], "non-empty text"),
-        ([("user", "\ud800"), ("assistant", "b")], "surrogate"),
-        ([], "ending with assistant"),
+        ([("user", "a")], "ending with assistant", "turns_out_of_order"),
+        ([("assistant", "a")], "ending with assistant", "turns_out_of_order"),
+        ([("user", "a"), ("user", "b"), ("assistant", "c")], "in turn", "turns_out_of_order"),
+        ([("user", "a"), ("system", "s"), ("assistant", "b")], "in turn", "turns_out_of_order"),
+        ([("user", "a"), ("tool", "b"), ("assistant", "c")], "role must be one", "unknown_role"),
+        ([("user", " "), ("assistant", "b")], "non-empty", "empty_content"),
+        ([("user", "a"), ("assistant", None)], "non-empty", "empty_content"),
+        ([("user", 3), ("assistant", "b")], "non-empty text", "not_text"),
+        ([("user", "\ud800"), ("assistant", "b")], "surrogate", "not_text"),
+        ([], "ending with assistant", "turns_out_of_order"),
     ],
 )
-def test_what_is_no_conversation_is_refused(turns, complaint):
-    with pytest.raises(DataError, match=complaint):
+def test_what_is_no_conversation_is_refused_with_a_reason(turns, complaint, reason):
+    with pytest.raises(RowError, match=complaint) as error:
         make_sample([Message(role, content) for role, content in turns])
+    assert error.value.reason == reason
+    assert pickle.loads(pickle.dumps(error.value)).reason == reason
 
 
 def test_rows_are_read_in_both_forms():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import datasets
 import polars as pl
@@ -10,7 +11,14 @@ import pytest
 from evoselect_pipeline.config_rows import Columns, HubRows
 from evoselect_pipeline.core.records import Message
 from evoselect_pipeline.errors import DataError
-from evoselect_pipeline.stores.rows import read_samples, read_user_rows
+from evoselect_pipeline.report.reasons import REASONS
+from evoselect_pipeline.stores.rows import (
+    UNANSWERED,
+    read_candidates,
+    read_prompts,
+    read_samples,
+    read_user_rows,
+)
 
 ROW = {"prompt": "q", "completion": "a"}
 ROWS = [
@@ -191,21 +199,59 @@ def test_a_missing_file_is_named(tmp_path, suffix):
         read_samples(tmp_path / f"nowhere{suffix}")
 
 
-@pytest.mark.parametrize(
-    ("roles", "complaint"),
-    [
-        (("user", "robot"), "role must be one of"),
-        (("user", "user", "assistant"), "ending with assistant"),
-        (("user",), "ending with assistant"),
-        (("user", "system", "user", "assistant"), "ending with assistant"),
-    ],
-)
-def test_f8_turns_out_of_order_are_refused(tmp_path, roles, complaint):
-    as_jsonl(
-        tmp_path / "r.jsonl", [{"messages": [{"role": role, "content": "x"} for role in roles]}]
-    )
-    with pytest.raises(DataError, match=rf"r.jsonl:1: .*{complaint}"):
+def talk(*roles: str) -> dict:
+    return {"messages": [{"role": role, "content": "x"} for role in roles]}
+
+
+NO_CONVERSATIONS = {
+    "unknown role": (talk("user", "robot"), "role must be one of", "unknown_role"),
+    "two users in a row": (talk("user", "user", "assistant"), "in turn", "turns_out_of_order"),
+    "no assistant": (talk("user"), "ending with assistant", "turns_out_of_order"),
+    "system in the middle": (
+        talk("user", "assistant", "system", "user", "assistant"),
+        "an optional system turn, then",
+        "turns_out_of_order",
+    ),
+    "empty content": (ROW | {"completion": " "}, "content must be non-empty", "empty_content"),
+    "null content": (
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None}]},
+        "content must be non-empty",
+        "empty_content",
+    ),
+    "no completion": ({"prompt": "q"}, "expected `messages`, or", "no_conversation"),
+    "a number": (ROW | {"completion": 4}, "non-empty text, got 4", "not_text"),
+    "a surrogate": (ROW | {"prompt": "\ud800"}, "lone surrogate", "not_text"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CONVERSATIONS)
+def test_f8_a_trusted_row_that_is_no_conversation_is_refused_with_file_and_line(tmp_path, case):
+    row, complaint, _ = NO_CONVERSATIONS[case]
+    as_jsonl(tmp_path / "r.jsonl", [ROW, row])
+    with pytest.raises(DataError, match=rf"r.jsonl:2: .*{complaint}"):
         read_samples(tmp_path / "r.jsonl")
+
+
+@pytest.mark.parametrize("case", NO_CONVERSATIONS)
+def test_f8_a_candidate_that_is_no_conversation_is_left_out_and_counted(tmp_path, case):
+    row, complaint, reason = NO_CONVERSATIONS[case]
+    as_jsonl(tmp_path / "r.jsonl", [ROW, row, ROW, row])
+    read = read_candidates(tmp_path / "r.jsonl")
+    assert [sample.completion for sample in read.samples] == ["a", "a"]
+    assert read.refused == {reason: 2}
+    assert re.match(rf".*r.jsonl:2: .*{complaint}", read.first_refused)
+    assert reason in REASONS
+    as_jsonl(tmp_path / "r.jsonl", [row] * 3)
+    with pytest.raises(DataError, match=rf"none of 3 rows can be used, .*r.jsonl:1: .*{complaint}"):
+        read_candidates(tmp_path / "r.jsonl")
+
+
+@pytest.mark.parametrize("case", [case for case in FAULTS if case < "f5" or "f7 NaN" in case])
+def test_f8_a_file_of_candidates_that_cannot_be_read_is_refused_all_the_same(tmp_path, case):
+    name, content, complaint = FAULTS[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=complaint):
+        read_candidates(tmp_path / name)
 
 
 def test_f6_odd_characters_are_content_and_composed_twins_are_one_row(tmp_path):
@@ -282,3 +328,28 @@ def test_brackets_without_end_are_refused(tmp_path, name):
     (tmp_path / name).write_text("[" * 100_000)
     with pytest.raises(DataError, match=r"not valid JSON"):
         read_samples(tmp_path / name)
+
+
+def test_prompts_are_read_with_an_answer_and_without(tmp_path):
+    rows = [
+        {"prompt": "q", "system": "be brief"},
+        {"prompt": "q", "completion": "a"},
+        {"messages": [{"role": "user", "content": "q"}]},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    ]
+    as_jsonl(tmp_path / "canaries.jsonl", rows)
+    found = read_prompts(tmp_path / "canaries.jsonl")
+    assert [row.prompt for row in found] == ["be brief\nq", "q", "q", "q"]
+    assert [row.completion for row in found] == [UNANSWERED, "a", UNANSWERED, "a"]
+    as_csv(tmp_path / "canaries.csv", [{"prompt": "q", "completion": ""}])
+    assert [row.prompt for row in read_prompts(tmp_path / "canaries.csv")] == ["q"]
+    as_csv(tmp_path / "canaries.csv", [{"ticket": "q"}])
+    [row] = read_prompts(tmp_path / "canaries.csv", Columns(prompt="ticket", completion="queue"))
+    assert (row.prompt, row.completion) == ("q", UNANSWERED)
+
+
+@pytest.mark.parametrize("row", [{"completion": "a"}, {"messages": []}, {"messages": "q"}])
+def test_a_prompt_that_asks_nothing_is_named_with_its_line(tmp_path, row):
+    as_jsonl(tmp_path / "canaries.jsonl", [ROW, row])
+    with pytest.raises(DataError, match=r"canaries.jsonl:2: "):
+        read_prompts(tmp_path / "canaries.jsonl")

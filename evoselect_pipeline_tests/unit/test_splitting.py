@@ -1,15 +1,17 @@
 """Laws of dealing rows out: no near-copy straddles, subtasks keep shares, order is nothing."""
 
+import json
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evoselect_pipeline.config_rows import FileTask
 from evoselect_pipeline.core.near_text import near_pairs, text_shingles
-from evoselect_pipeline.core.records import sample_from_pair
+from evoselect_pipeline.core.records import Message, make_sample, sample_from_pair
 from evoselect_pipeline.core.splitting import deal, groups_of
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.rounds.file_task import file_task_rows
@@ -17,6 +19,12 @@ from evoselect_pipeline.stores.jsonl import write_samples
 
 STORY = "Anna keeps {} goats on the hill behind her house and {} hens in the yard of the old mill"
 few_words = st.lists(st.sampled_from("abcd"), min_size=1, max_size=9).map(" ".join)
+changes = st.dictionaries(st.integers(0, 24), st.sampled_from("xyz"), max_size=6)
+of_one_template = changes.map(
+    lambda changed: " ".join(changed.get(place, f"w{place}") for place in range(25))
+)
+prompts = st.lists(few_words | of_one_template, max_size=14)
+thresholds = st.sampled_from([0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.95])
 
 
 def labelled(number: int, **fields):
@@ -25,17 +33,69 @@ def labelled(number: int, **fields):
     )
 
 
-@given(st.lists(few_words, max_size=12), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
-def test_near_pairs_are_all_pairs_that_overlap_so_much(texts, threshold):
+def pairs_by_definition(texts, threshold):
     sets = [text_shingles(text) for text in texts]
-    wanted = {
+    return {
         (i, j)
         for j in range(len(texts))
         for i in range(j)
         if min(len(sets[i]), len(sets[j])) >= 4
         and len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= threshold
     }
-    assert set(near_pairs(texts, threshold)) == wanted
+
+
+def groups_by_definition(rows, threshold):
+    """Every row with every other, and then whatever hangs together."""
+    group = list(range(len(rows)))
+    pairs = pairs_by_definition([row.prompt for row in rows], threshold)
+    pairs |= {(i, j) for j in group for i in range(j) if rows[i].prompt == rows[j].prompt}
+    for i, j in pairs:
+        group = [group[i] if of == group[j] else of for of in group]
+    return partition(group)
+
+
+def partition(groups):
+    """Groups without their names."""
+    return {frozenset(row for row, of in enumerate(groups) if of == group) for group in groups}
+
+
+@given(prompts, thresholds | st.just(1.0))
+@settings(max_examples=150, deadline=None)
+def test_near_pairs_are_all_pairs_that_overlap_so_much(texts, threshold):
+    found = list(near_pairs(texts, threshold))
+    assert len(found) == len(set(found))
+    assert set(found) == pairs_by_definition(texts, threshold)
+
+
+@given(prompts, thresholds)
+@settings(max_examples=150, deadline=None)
+def test_groups_are_what_hangs_together_through_near_pairs(texts, threshold):
+    rows = [sample_from_pair(text, str(number)) for number, text in enumerate(texts)]
+    found = groups_of(rows, threshold).tolist()
+    assert partition(found) == groups_by_definition(rows, threshold)
+
+
+@pytest.mark.parametrize(("num_numbers", "num_groups"), [(1, 1), (4, 2000)])
+def test_thousands_of_rows_of_one_template_are_grouped_in_seconds(num_numbers, num_groups):
+    """All near-copies of each other, or none though all share half of their words."""
+    wording = "please find out in which month the train {} from the old town {} was late {}"
+    words = f"{wording} and by how much {{}} and tell me so in one word alone, as I am in a hurry"
+    rows = [
+        sample_from_pair(words.format(*[f"n{n}"] * num_numbers, *[""] * (4 - num_numbers)), "x")
+        for n in range(2000)
+    ]
+    began = time.process_time()
+    assert len(set(groups_of(rows, 0.7).tolist())) == num_groups
+    assert time.process_time() - began < 4
+
+
+def test_a_system_turn_that_all_rows_share_makes_no_copies_of_them():
+    system = Message("system", "You answer questions of a class of pupils, briefly. " * 5)
+    rows = [
+        make_sample([system, Message("user", text), Message("assistant", "x")])
+        for text in ("why is the sky blue", "who wrote the first book", "where do the geese go")
+    ]
+    assert len(set(groups_of(rows, 0.7).tolist())) == 3
 
 
 def test_what_hangs_together_is_one_group():
@@ -121,6 +181,21 @@ def test_a_row_that_is_there_twice_counts_once(folder):
     names = ("targets", "validation", "test")
     found = file_task_rows(task(folder, rows=None, **{n: folder / f"{n}.jsonl" for n in names}))
     assert len(found.test) == 2
+
+
+def test_f14_rows_are_told_apart_by_what_they_say_and_not_by_an_id(tmp_path):
+    """The same content under two ids is one row; one id with two contents is two."""
+    rows = [
+        {"prompt": "one", "completion": "x", "id": 1, "subtask": "first"},
+        {"prompt": "two", "completion": "x", "id": 1},
+        {"prompt": "one", "completion": "x", "id": 3, "subtask": "again"},
+    ]
+    for name in ("targets", "validation", "test"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("targets", "validation", "test")}
+    found = file_task_rows(task(tmp_path, rows=None, **files)).test
+    assert sorted((row.prompt, row.subtask) for row in found) == [("one", "first"), ("two", "")]
 
 
 def test_too_few_rows_are_refused_with_the_reason(folder):
