@@ -21,6 +21,7 @@ OTHER_PROGRAMS = {
     "cd",
     "docker",
     "pip",
+    "transformers",  # comes with the library
     "python",
     "python3",
     "source",

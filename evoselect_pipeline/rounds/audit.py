@@ -181,7 +181,7 @@ def _chain(line: Line, number: int) -> Iterator[Problem]:
 
 def _decisions(line: Line, number: int) -> Iterator[Problem]:
     """One decision for every generated row, and the chosen ones are those that were trained on."""
-    again = f"materialize selected_subset of round {round_key(number)} again"
+    again = _anew("selected_subset", number)
     frame = line.store.read_decisions(line.name, number)
     pool = line.artifact(number, "candidates")
     rejected = {row["sample_id"] for row in read_json(pool.path / "rejected.json")}
@@ -199,7 +199,7 @@ def _features(line: Line, number: int) -> Iterator[Problem]:
     """Every row that could be chosen has a finite feature of unit length."""
     verdict = gradients_finite(line, number)
     if not verdict.passed:
-        yield Problem(_of(number), verdict.sentence, "materialize projected_gradients again")
+        yield Problem(_of(number), verdict.sentence, _anew("projected_gradients", number))
 
 
 def _leakage(line: Line, number: int) -> Iterator[Problem]:
@@ -263,6 +263,11 @@ def _tell_again(line: Line, number: int) -> None:
 def _picked(line: Line, number: int) -> set[str]:
     picks = read_json(line.artifact(number, "selected_subset").path / "picks.json")
     return {pick["sample_id"] for pick in picks}
+
+
+def _anew(stage: str, number: int) -> str:
+    """How to make rows again: a stage whose artifact is whole does nothing."""
+    return f"remove the folder {stage} of round {round_key(number)}, then materialize {stage} again"
 
 
 def _of(number: int) -> str:

@@ -7,8 +7,10 @@ own would have to grow mixed precision, accumulation, multi-GPU and resuming by 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from transformers import (
 
 from evoselect_pipeline.core.encoding import Encoded
 from evoselect_pipeline.errors import DataError, NumericsError
+from evoselect_pipeline.stores.artifacts import write_text_atomic
 from evoselect_pipeline.training.models import load_encoder, load_trainable, with_adapter
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 OnStep = Callable[[int, int], None]  # steps done, steps in all
 
 # What transformers needs to continue as if nothing had happened. It goes on without the last
-# three, silently and with a fresh optimizer, so a checkpoint that lacks one is not used.
+# three, silently and with a fresh optimizer, or with flipped bits in any of them.
 CHECKPOINT_FILES = (
     "trainer_state.json",
     "adapter_model.safetensors",
@@ -45,6 +48,7 @@ CHECKPOINT_FILES = (
     "scheduler.pt",
     "rng_state.pth",
 )
+DIGESTS = "sha256.json"
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,18 @@ class Reporter(TrainerCallback):
                     f"the gradient of {name} is not finite at step {state.global_step}; lower"
                     " train.learning_rate. The last adapter is untouched."
                 )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Refuse a gradient whose length overflows: clipping has made all of it zero."""
+        if not math.isfinite((logs or {}).get("grad_norm", 0.0)):
+            raise NumericsError(
+                f"the gradient has no finite length at step {state.global_step}; lower"
+                " train.learning_rate. The last adapter is untouched."
+            )
+
+    def on_save(self, args, state, control, **kwargs):
+        """Seal the checkpoint, which is whole now."""
+        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_step_end(self, args, state, control, **kwargs):
         """Tell the listener how far training is."""
@@ -163,23 +179,33 @@ def _save(student: PeftModel, out_dir: Path) -> None:
     (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
 
+def seal(checkpoint: Path) -> None:
+    """Write down what a checkpoint holds, last: it is gone on with only if it still does."""
+    write_text_atomic(checkpoint / DIGESTS, json.dumps(_digests(checkpoint)))
+
+
 def last_checkpoint(work_dir: Path) -> str | None:
-    """The newest checkpoint that has every file a true continuation needs."""
+    """The newest checkpoint that is what was sealed."""
     found = sorted(
         work_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True
     )
-    return next((str(path) for path in found if _is_complete(path)), None)
+    return next((str(path) for path in found if _is_whole(path)), None)
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    if not all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
-        return False
+def _is_whole(checkpoint: Path) -> bool:
     try:
-        # Written last, and not atomically: whole means that all before it is whole.
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except ValueError:
+        sealed = json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))
+        return sealed == _digests(checkpoint)
+    except (OSError, ValueError):
         return False
-    return True
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    digests = {}
+    for name in CHECKPOINT_FILES:
+        with (checkpoint / name).open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _arguments(train: TrainSettings, seed: int, work_dir: Path) -> TrainingArguments:

@@ -1,5 +1,7 @@
 """Law: training starts where the proxy's gradients were taken, and never ends in broken weights."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from evoselect_pipeline.config import LoraSettings, ModelSettings, TrainSettings
 from evoselect_pipeline.core.encoding import Encoded
 from evoselect_pipeline.errors import ArtifactError, ConfigError, DataError, NumericsError
-from evoselect_pipeline.training.lora import CHECKPOINT_FILES, last_checkpoint, train_adapter
+from evoselect_pipeline.training.lora import (
+    CHECKPOINT_FILES,
+    Reporter,
+    last_checkpoint,
+    seal,
+    train_adapter,
+)
 from evoselect_pipeline.training.models import (
     base_fingerprint,
     load_base,
@@ -90,15 +98,31 @@ def test_nothing_to_train_on_is_refused(tmp_path):
         )
 
 
-def test_a_checkpoint_that_is_not_whole_is_not_resumed_from(tmp_path):
-    for step in (5, 40, 300, 1000):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        for name in CHECKPOINT_FILES:
-            (folder / name).write_text("{}")
-    (tmp_path / "checkpoint-300" / "optimizer.pt").unlink()
-    (tmp_path / "checkpoint-1000" / "trainer_state.json").write_text('{"epo')
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-40")
+def test_a_gradient_whose_length_overflows_is_refused_for_it_was_clipped_to_nothing():
+    state = SimpleNamespace(global_step=3)
+    Reporter(None).on_log(None, state, None, logs={"loss": 1.0, "grad_norm": 7.0})
+    with pytest.raises(NumericsError, match="no finite length at step 3"):
+        Reporter(None).on_log(None, state, None, logs={"loss": 1.0, "grad_norm": float("inf")})
+
+
+def checkpoint(work_dir, step):
+    """A folder as training leaves one, its files sealed."""
+    folder = work_dir / f"checkpoint-{step}"
+    folder.mkdir()
+    for name in CHECKPOINT_FILES:
+        (folder / name).write_text("{}")
+    seal(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_FILES)
+def test_a_checkpoint_that_lost_a_file_or_a_bit_is_not_resumed_from(name, tmp_path):
+    checkpoint(tmp_path, 5)
+    whole = checkpoint(tmp_path, 40)
+    (checkpoint(tmp_path, 300) / name).unlink()
+    (checkpoint(tmp_path, 1000) / name).write_text("{|")
+    (checkpoint(tmp_path, 2000) / "sha256.json").unlink()  # killed before it was whole
+    assert last_checkpoint(tmp_path) == str(whole)
     assert last_checkpoint(tmp_path / "nothing") is None
 
 
