@@ -46,6 +46,7 @@ class Method(StrEnum):
 @app.command()
 def run(
     rounds: Annotated[int, typer.Option(min=1, help="How many rounds to add.")] = 2,
+    line: LineName = None,
     config: ConfigFile = None,
     home: HomeDir = None,
     set_: Set = None,
@@ -55,9 +56,10 @@ def run(
 
     A round that was interrupted is finished first; nothing that was done is done again.
     """
+    from evoselect_pipeline.commands.context import open_line
     from evoselect_pipeline.commands.run import run_rounds
 
-    sys.exit(run_rounds(config, home, set_ or [], rounds, format.value))
+    sys.exit(run_rounds(open_line(config, home, set_ or [], line), rounds, format.value))
 
 
 @app.command()
@@ -94,8 +96,7 @@ def status(
     from evoselect_pipeline.commands.context import open_line
     from evoselect_pipeline.commands.status import report
 
-    named_by = f"--config {config} " if config else f"--line {line} " if line else ""
-    report(open_line(config, home, set_ or [], line), format.value, {}, named_by)
+    report(open_line(config, home, set_ or [], line), format.value, {})
 
 
 @app.command()
@@ -107,16 +108,21 @@ def lineage(
     adapter: Annotated[
         int | None, typer.Option(metavar="ROUND", help="All rows that a round's adapter carries.")
     ] = None,
+    limit: Annotated[
+        int, typer.Option(min=0, help="Most rows to show of a round or an adapter; 0: all.")
+    ] = 20,
     line: LineName = None,
     config: ConfigFile = None,
     home: HomeDir = None,
+    set_: Set = None,
     format: ReportFormat = Format.table,
 ) -> None:
     """Tell one row's story: who wrote it, why it was chosen or not, which adapters it trained."""
     from evoselect_pipeline.commands.context import open_line
     from evoselect_pipeline.commands.lineage import show_lineage
 
-    show_lineage(sample_id, round, adapter, open_line(config, home, (), line), format.value)
+    opened = open_line(config, home, set_ or [], line)
+    show_lineage(sample_id, round, adapter, opened, limit, format.value)
 
 
 @app.command()
@@ -169,17 +175,25 @@ def check(
     strict: Annotated[
         bool, typer.Option("--strict", help="Verify every stored artifact and invariant, too.")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what is safe to mend, then verify all.")
+    ] = False,
     line: LineName = None,
     config: ConfigFile = None,
     home: HomeDir = None,
     set_: Set = None,
     format: ReportFormat = Format.table,
 ) -> None:
-    """Check configuration, data and model; with --strict all that the home holds of the line."""
+    """Check configuration, data and model; with --strict all that the home holds of the line.
+
+    --repair tells MLflow again of what it was not told, makes lost reports again, and removes what
+    killed runs left behind. Nothing that was trained or chosen is touched.
+    """
     from evoselect_pipeline.commands.check import check_line
     from evoselect_pipeline.commands.context import open_line
 
-    sys.exit(check_line(open_line(config, home, set_ or [], line), strict, format.value))
+    opened = open_line(config, home, set_ or [], line)
+    sys.exit(check_line(opened, strict, repair, format.value))
 
 
 @app.command()
@@ -282,7 +296,10 @@ def main() -> None:
     try:
         app()
     except EvoselectError as error:
-        typer.secho(f"evoselect: {error}", fg="red", err=True)
+        from evoselect_pipeline.commands.console import visible_lines
+
+        # It may quote a server or a row, which must not steer the terminal.
+        typer.secho(f"evoselect: {visible_lines(str(error))}", fg="red", err=True)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # typer has turned Ctrl-C into this

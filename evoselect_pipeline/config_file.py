@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 import evoselect_pipeline
 from evoselect_pipeline.config import LineConfig, spelled_out
+from evoselect_pipeline.core.private_text import without_secrets
 from evoselect_pipeline.errors import ConfigError
 
 # A folder of further lines, `<line>/defs.yaml`, for who does not want to edit the package's own.
@@ -64,7 +66,7 @@ def parse_config(data: Any, where: str, overrides: Sequence[str] = ()) -> LineCo
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected keys and values, found {type(data).__name__}")
     if "attributes" in data and "type" in data:
-        data = data["attributes"] or {}
+        return parse_config(data["attributes"], where, overrides)
     data = dict(data)
     for override in overrides:
         _override(data, override)
@@ -77,22 +79,27 @@ def parse_config(data: Any, where: str, overrides: Sequence[str] = ()) -> LineCo
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LineConfig:
     """Read a configuration file in YAML."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
-    return parse_config(data, str(path), overrides)
+    return parse_config(_decoded(text, f"{path}: is"), str(path), overrides)
+
+
+def _decoded(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    # PyYAML lets errors of the conversions through, as of 2001-99-99 or `!!bool x`.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{what} not valid YAML: {error}") from None
 
 
 def _override(data: dict, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override!r}: expected KEY=VALUE, as in selection.ratio=0.1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from None
+    value = _decoded(text, f"--set {override!r}: the value is")
     *parents, last = key.split(".")
     for parent in parents:
         child = spelled_out(data.get(parent))
@@ -113,11 +120,13 @@ def _explain(error: ValidationError, where: str) -> str:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             lines.append(f"{where}: unknown key {key!r}{hint}")
         else:
-            found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
+            shown = without_secrets(repr(item["input"]))
+            found = "" if isinstance(item["input"], dict) else f", found {shown}"
             lines.append(f"{where}: {key or 'config'}: {item['msg']}{found}")
     return "\n".join(lines)
 
 
+@cache
 def _known_keys() -> list[str]:
     """Every key of the tree, for naming the nearest one."""
     schema = LineConfig.model_json_schema()

@@ -22,6 +22,7 @@ from evoselect_pipeline.bench.report import READING, markdown, matched, tables
 from evoselect_pipeline.bench.summary import RANDOM, summarize
 from evoselect_pipeline.commands.console import (
     live_progress,
+    print_failure,
     print_json,
     print_table,
     stderr,
@@ -204,7 +205,7 @@ def _bench(bench: Bench, format: str) -> int:
         _say_kept(bench)
         raise
     except EvoselectError as error:
-        stderr.print(f"[red]the bench failed[/red]: {escape(str(error))}", soft_wrap=True)
+        print_failure("the bench failed", str(error))
         _say_kept(bench)
         return 1
     except BrokenProcessPool:

@@ -77,4 +77,7 @@ def open_line(
     config: Path | None, home: Path | None, overrides: Sequence[str], line: str | None = None
 ) -> Line:
     """A line in its home; the configuration is read first, so that a bad one creates nothing."""
-    return Line(read_line_config(config, overrides, line), home_at(home))
+    named = [("--config", config), ("--line", line), ("--home", home)]
+    named += [("--set", override) for override in overrides]
+    named_by = tuple(str(word) for option in named if option[1] for word in option)
+    return Line(read_line_config(config, overrides, line), home_at(home), named_by)

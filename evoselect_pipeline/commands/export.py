@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evoselect_pipeline.commands.console import print_json, print_table, stderr, stdout
+from evoselect_pipeline.commands.console import (
+    live_progress,
+    print_json,
+    print_table,
+    stderr,
+    stdout,
+)
 from evoselect_pipeline.errors import ConfigError
+from evoselect_pipeline.progress import working_on
 from evoselect_pipeline.report.page import promotion_sentence
 from evoselect_pipeline.rounds.export import Exported, champion_round, export_round
 from evoselect_pipeline.rounds.line import Line
@@ -23,7 +30,9 @@ def export(line: Line, round_number: int | None, out: Path, *, merged: bool, for
     out = out.absolute()
     _refuse_out(out)
     wanted = champion_round(line) if round_number is None else round_number
-    exported = export_round(line, wanted, out, merged=merged)
+    what = "merging adapter and model" if merged else "writing the adapter"
+    with live_progress(), working_on(what):
+        exported = export_round(line, wanted, out, merged=merged)
     if not exported.told.promotion.promoted:
         stderr.print(f"[yellow]{promotion_sentence(exported.told.promotion)}[/yellow]")
     _report(exported, out, format)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence, Sized
 from typing import Any
 
 from evoselect_pipeline.commands.console import print_json, print_table, stdout
-from evoselect_pipeline.errors import ConfigError, DataError
+from evoselect_pipeline.errors import ConfigError
+from evoselect_pipeline.report.text import one_line
 from evoselect_pipeline.rounds.line import Line
-from evoselect_pipeline.rounds.lineage import known, rows_behind, story
+from evoselect_pipeline.rounds.lineage import decisions_of, rows_behind, story, with_texts
 from evoselect_pipeline.stores.home import round_key
+
+SHORT_ID = 8
+MOST_CHARS = 60  # of a question or an answer in a table
 
 
 def show_lineage(
@@ -16,6 +22,7 @@ def show_lineage(
     round_number: int | None,
     adapter: int | None,
     line: Line,
+    limit: int,
     format: str,
 ) -> None:
     """Show one row's story, all decisions of a round, or the rows behind a round's adapter."""
@@ -26,9 +33,9 @@ def show_lineage(
     if sample_id is not None:
         _show_story(story(line, sample_id), format)
     elif round_number is not None:
-        _show_round(line, round_number, format)
+        _show_round(line, round_number, limit, format)
     elif adapter is not None:
-        _show_adapter(line, adapter, format)
+        _show_adapter(line, adapter, limit, format)
 
 
 def _show_story(told: dict[str, Any], format: str) -> None:
@@ -78,31 +85,60 @@ def _told(name: str, value: Any) -> tuple[str, Any]:
     return name.replace("_", " "), value
 
 
-def _show_round(line: Line, round_number: int, format: str) -> None:
-    frame = line.store.read_decisions(line.name, round_number)
-    if frame.is_empty():
-        raise DataError(f"round {round_number} of line {line.name!r} has no decisions yet")
+def _show_round(line: Line, round_number: int, limit: int, format: str) -> None:
+    decisions = decisions_of(line, round_number)
     if format == "json":
-        print_json([known(decision) for decision in frame.to_dicts()])
+        print_json(with_texts(line, decisions))
         return
-    chosen = frame.filter(frame["selected"]).sort("rank")
-    columns = ["rank", "sample_id", "reason"]
-    shown = chosen.select(columns).head(20).rows()
-    print_table(f"Round {round_key(round_number)}: the first chosen rows", columns, shown)
-    counts = frame.group_by("stage").len().sort("len", descending=True).rows()
+    chosen = sorted((d for d in decisions if d["selected"]), key=lambda d: d["rank"])
+    shown = with_texts(line, _first(chosen, limit))
+    head = f"Round {round_key(round_number)}: {_of_all(shown, chosen)} chosen rows"
+    _print_rows(head, ["rank"], shown)
+    counts = Counter(decision["stage"] for decision in decisions).most_common()
     print_table("All decisions", ["decision", "rows"], counts)
-    stdout.print("One row's whole story: evoselect lineage SAMPLE_ID")
+    _print_hints(line, f"lineage --round {round_number}", more=len(shown) < len(chosen))
 
 
-def _show_adapter(line: Line, round_number: int, format: str) -> None:
+def _show_adapter(line: Line, round_number: int, limit: int, format: str) -> None:
     rows = rows_behind(line, round_number)
     if format == "json":
-        print_json(rows.to_dicts())
+        print_json(with_texts(line, rows.to_dicts()))
         return
-    columns = ["round", "rank", "sample_id", "source", "reason"]
-    shown = rows.select(columns).head(20).rows()
-    head = f"The adapter of round {round_key(round_number)}: the first rows it learned from"
-    print_table(head, columns, shown)
+    shown = with_texts(line, _first(rows.to_dicts(), limit))
+    head = f"The adapter of round {round_key(round_number)}: {_of_all(shown, rows)} rows behind it"
+    _print_rows(head, ["round", "rank", "source"], shown)
     counts = rows.group_by("round", maintain_order=True).len().rows()
     print_table("All rows, by round", ["round", "rows"], counts)
-    stdout.print("All of them: --format json. One row's whole story: evoselect lineage SAMPLE_ID")
+    _print_hints(line, f"lineage --adapter {round_number}", more=len(shown) < len(rows))
+
+
+def _first(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    return rows[:limit] if limit else rows
+
+
+def _of_all(shown: Sized, rows: Sized) -> str:
+    return f"{len(shown)} of {len(rows)}" if len(shown) < len(rows) else f"all {len(rows)}"
+
+
+def _print_rows(head: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Rows with the beginnings of question and answer."""
+    cells = [
+        [
+            *(row[name] for name in columns),
+            row["sample_id"][:SHORT_ID],
+            one_line(row["prompt"], MOST_CHARS),
+            one_line(row["completion"], MOST_CHARS),
+            row["reason"],
+        ]
+        for row in rows
+    ]
+    print_table(head, [*columns, "row", "question", "answer", "reason"], cells)
+
+
+def _print_hints(line: Line, command: str, *, more: bool) -> None:
+    hints = [("One row's whole story", line.command("lineage ROW"))]
+    if more:
+        hints.insert(0, ("All of them", line.command(f"{command} --limit 0")))
+    hints.append(("Whole texts, every decision", line.command(f"{command} --format json")))
+    for what, hint in hints:
+        stdout.print(f"{what}: {hint}", markup=False, highlight=False)

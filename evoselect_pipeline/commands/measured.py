@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.markup import escape
-
 from evoselect_pipeline.bench.report import Table
 from evoselect_pipeline.commands.console import (
     live_progress,
+    print_failure,
     print_json,
     print_table,
-    stderr,
     stdout,
 )
 from evoselect_pipeline.errors import EvoselectError
@@ -31,7 +29,7 @@ def measured(
         with live_progress():
             report = measure()
     except EvoselectError as error:
-        stderr.print(f"[red]the bench failed[/red]: {escape(str(error))}", soft_wrap=True)
+        print_failure("the bench failed", str(error))
         return 1
     if format == "json":
         print_json(report)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from evoselect_pipeline.commands.console import print_json, stdout
+from evoselect_pipeline.commands.console import print_json, stdout, visible
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.core.encoding import Encoded, Encoder, Unusable
 from evoselect_pipeline.core.records import Sample
@@ -123,11 +123,6 @@ def _tokens(tokens: Sequence[dict[str, Any]], style: str, encoder: Encoder) -> T
         for t in tokens
     ]
     return Text.assemble((BOUNDARY, MASKED)).join(shown)
-
-
-def visible(text: str) -> str:
-    """Text on one line: line breaks, control characters and invisible ones as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _legend() -> Text:

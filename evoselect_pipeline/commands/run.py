@@ -5,17 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from evoselect_pipeline.commands.check import refuse_bad_input
-from evoselect_pipeline.commands.console import live_progress, stderr
-from evoselect_pipeline.commands.context import home_at, open_home, read_line_config
+from evoselect_pipeline.commands.console import live_progress, print_failure, stderr
+from evoselect_pipeline.commands.context import open_home
 from evoselect_pipeline.commands.status import report
 from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.progress import working_on
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.stores.home import Home, round_key
 
@@ -23,50 +20,54 @@ if TYPE_CHECKING:
     import dagster as dg
 
 
-def run_rounds(
-    config_file: Path | None,
-    home_dir: Path | None,
-    overrides: Sequence[str],
-    num_rounds: int,
-    format: str,
-) -> int:
+def run_rounds(line: Line, num_rounds: int, format: str) -> int:
     """Materialize the next rounds; return 0, or 1 if a round failed."""
-    config = read_line_config(config_file, overrides)
-    line = Line(config, home_at(home_dir))
-    refuse_bad_input(line, num_rounds)
-    home = open_home(home_dir)
-    seconds: dict[int, float] = {}
-    with home.lease(line.name, _holder()):
-        for _ in range(num_rounds):
-            round_number = line.next_round()
-            stderr.print(f"[bold]Round {round_key(round_number)} of line {line.name}[/bold]")
-            started = time.monotonic()
-            if failure := _materialize(config, home, round_number):
-                what = f"[red]round {round_key(round_number)} failed[/red]: {escape(failure)}"
-                stderr.print(what, soft_wrap=True)
-                stderr.print("What was finished is kept; `evoselect run` goes on from there.")
-                return 1
-            seconds[round_number] = time.monotonic() - started
-    named_by = f"--config {config_file} " if config_file else ""
-    report(line, format, seconds, named_by)
+    with live_progress():
+        with working_on("reading rows and models"):
+            refuse_bad_input(line, num_rounds)
+        with working_on("opening the home"):
+            home = open_home(line.home.root)
+        with home.lease(line.name, _holder()):
+            seconds = _each_round(line, home, num_rounds)
+    if seconds is None:
+        return 1
+    report(line, format, seconds)
     return 0
+
+
+def _each_round(line: Line, home: Home, num_rounds: int) -> dict[int, float] | None:
+    """Run the rounds; return the seconds that each took, or None if one failed."""
+    seconds: dict[int, float] = {}
+    for number_done in range(num_rounds):
+        round_number = line.next_round()
+        stderr.print(f"[bold]Round {round_key(round_number)} of line {line.name}[/bold]")
+        started = time.monotonic()
+        if failure := _materialize(line.config, home, round_number):
+            print_failure(f"round {round_key(round_number)} failed", failure)
+            stderr.print("What was finished is kept; this goes on from there:")
+            again = line.command(f"run --rounds {num_rounds - number_done}")
+            stderr.print(f"  {again}", soft_wrap=True, markup=False, highlight=False)
+            return None
+        seconds[round_number] = time.monotonic() - started
+    return seconds
 
 
 def _materialize(config: LineConfig, home: Home, round_number: int) -> str | None:
     """Run one round; return what went wrong, if anything did."""
     os.environ["DAGSTER_HOME"] = str(home.dagster_dir)
-    import dagster as dg
+    with working_on("starting Dagster"):
+        import dagster as dg
 
-    from evoselect_pipeline.components.automation import HOLDER_TAG, MAX_RUNTIME, run_tags
-    from evoselect_pipeline.components.evolution_line import line_definitions
-    from evoselect_pipeline.components.resources import HomeResource
+        from evoselect_pipeline.components.automation import HOLDER_TAG, MAX_RUNTIME, run_tags
+        from evoselect_pipeline.components.evolution_line import line_definitions
+        from evoselect_pipeline.components.resources import HomeResource
 
-    definitions = line_definitions(config)
+        definitions = line_definitions(config)
     # Whoever waits for this command ends it; a daemon that looks on could only call it ended.
     tags = run_tags(config) | {HOLDER_TAG: _holder(), MAX_RUNTIME: "0"}
     key = round_key(round_number)
     _quiet_loggers()
-    with dg.DagsterInstance.from_config(str(home.dagster_dir)) as instance, live_progress():
+    with dg.DagsterInstance.from_config(str(home.dagster_dir)) as instance:
         instance.add_dynamic_partitions(f"{config.line}_rounds", [key])
         result = dg.materialize(
             [*(definitions.assets or ()), *(definitions.asset_checks or ())],  # type: ignore[list-item]

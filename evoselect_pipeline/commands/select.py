@@ -29,6 +29,7 @@ from evoselect_pipeline.core.selection import Rejection, Selection, SelectionPro
 from evoselect_pipeline.core.selectors import select
 from evoselect_pipeline.core.settings import Budget
 from evoselect_pipeline.errors import ConfigError, DataError
+from evoselect_pipeline.progress import working_on
 from evoselect_pipeline.rounds.problem import judges_answers
 from evoselect_pipeline.rounds.quality import answer_quality
 from evoselect_pipeline.rounds.representation import Represented, represent
@@ -75,8 +76,10 @@ def select_rows(request: Request, format: str) -> None:
     passed = sorted(passage.passed, key=lambda sample: sample.sample_id)
     budget = _budget(request, len(passed), config)
     with live_progress():
-        represented = represent(passed, targets, config)
-        selection, unusable = choose(passed, targets, budget, represented, config)
+        with working_on("representing rows"):
+            represented = represent(passed, targets, config)
+        with working_on("choosing rows"):
+            selection, unusable = choose(passed, targets, budget, represented, config)
     rejections = [*passage.rejected, *unusable, *selection.rejections]
     _write(request.out, _chosen_rows(rows, selection))
     _report(request, selection, rejections, len(rows), format)

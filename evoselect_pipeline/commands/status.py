@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,19 +12,18 @@ from evoselect_pipeline.rounds.adaptation import round_facts
 from evoselect_pipeline.rounds.champion import champion
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.rounds.report import html_file
+from evoselect_pipeline.rounds.verdicts import budget_filled
 
 LAST_ROUNDS = 5  # as many as a narrow terminal has room for
 EXPLANATION = """\
 Accuracy is the test rows' mean score by the task's metric. base: the model as it came; before and
 after: the adapter that entered the round, and the one trained on the selected rows. An adapter is
-promoted unless the validation rows say that it may be worse than the one before."""
+promoted unless the validation rows say that it may be worse than the one before, or that its
+answers have grown too long or do not end."""
 
 
-def report(line: Line, format: str, seconds: Mapping[int, float], named_by: str = "") -> None:
-    """Write the finished rounds of a line, and its champion, as a table or as JSON.
-
-    `named_by` are the options that name the line, for the commands that are hinted at.
-    """
+def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
+    """Write the finished rounds of a line, and its champion, as a table or as JSON."""
     rounds = [round_facts(line, number) for number in range(line.next_round())]
     for facts in rounds:
         if facts["round"] in seconds:
@@ -33,7 +33,8 @@ def report(line: Line, format: str, seconds: Mapping[int, float], named_by: str 
         print_json({"rounds": rounds, "champion": champion})
         return
     if not rounds:
-        stdout.print(f"Line {line.name} has no finished round yet; `evoselect run` makes them.")
+        stdout.print(f"Line {line.name} has no finished round yet. Make the first:")
+        stdout.print(f"  {line.command('run --rounds 1')}", markup=False, highlight=False)
         return
     columns = ["round", "base", "before", "after", "promoted", "candidates", "selected"]
     if timed := any("seconds" in facts for facts in rounds):
@@ -42,21 +43,26 @@ def report(line: Line, format: str, seconds: Mapping[int, float], named_by: str 
     print_table(f"Line {line.name}: accuracy on the test rows", columns, rows)
     stdout.print(EXPLANATION, style="dim")
     _print_rejections(rounds)
+    _print_scarce(line, rounds)
+    _print_champion(line, champion, rounds[-1])
+
+
+def _print_champion(line: Line, champion: Mapping[str, Any], last: Mapping[str, Any]) -> None:
     if "problem" in champion:
         stdout.print(f"\nNo champion: {champion['problem']}")
         return
-    last = rounds[-1]
     gain = champion["test"] - last["base"]
     stdout.print(
         f"\nThe champion answers {champion['test']:.1%} of the test rows; the base model answers"
         f" {last['base']:.1%} ({gain:+.1%})."
     )
     stdout.print(f"Adapter:  {champion['adapter']}")
-    stdout.print(f"Look:     evoselect ui --home {line.home.root}")
+    look = f"evoselect ui --home {shlex.quote(str(line.home.root))}"
+    stdout.print(f"Look:     {look}", markup=False, highlight=False)
     report_file = html_file(line, last["round"])
     stdout.print(f"Report:   {report_file}")
-    round_of = f"--round {last['round']} --home {line.home.root}"
-    stdout.print(f"Explain:  evoselect lineage {named_by}{round_of}")
+    explain = line.command(f"lineage --round {last['round']}")
+    stdout.print(f"Explain:  {explain}", markup=False, highlight=False)
 
 
 def champion_of(line: Line, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -93,3 +99,12 @@ def _print_rejections(rounds: Sequence[Mapping[str, Any]]) -> None:
     ]
     columns = ["reason", *(f"round {facts['round']}" for facts in shown)]
     print_table("Candidates left out, by reason", columns, rows)
+
+
+def _print_scarce(line: Line, rounds: Sequence[Mapping[str, Any]]) -> None:
+    """Name the last rounds that had to do with few rows, whatever became of their adapters."""
+    for facts in rounds[-LAST_ROUNDS:]:
+        found = budget_filled(line, facts["round"])
+        if not found.passed:
+            text = f"Round {facts['round']}: {found.sentence}"
+            stdout.print(text, style="yellow", markup=False, highlight=False)

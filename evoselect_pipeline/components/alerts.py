@@ -9,10 +9,14 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from evoselect_pipeline.addresses import is_in_the_clear
+from evoselect_pipeline.addresses import is_in_the_clear, is_metadata_service
+from evoselect_pipeline.report.text import WORD_JOINER, one_line
 
 WEBHOOK = "EVOSELECT_WEBHOOK"
 TIMEOUT_S = 10
+MOST_CHARS = 1_000
+# A failure may quote a server or a row: in a chat that must neither call people nor make links.
+INERT = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": f"@{WORD_JOINER}"})
 WILL_RETRY = "dagster/will_retry"
 
 
@@ -28,11 +32,12 @@ def tells_of_failed_runs(context: dg.RunFailureSensorContext) -> None:
     records = context.instance.all_logs(
         context.dagster_run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
     )
-    found = [record.get_dagster_event().event_specific_data for record in records]
-    reasons = failed_checks(found) or [
+    checks = [record.get_dagster_event().event_specific_data for record in records]
+    reasons = failed_checks(checks) or [
         why_it_failed(event) for event in context.get_step_failure_events()
     ]
-    message = "; ".join(reasons) or context.failure_event.message or "see its log"
+    found = "; ".join(reasons) or context.failure_event.message or "see its log"
+    message = one_line(found, MOST_CHARS)
     told = failure_told(context.dagster_run, message)
     context.log.error(told["text"])
     if address := os.environ.get(WEBHOOK):
@@ -77,10 +82,19 @@ def failure_told(run: dg.DagsterRun, message: str) -> dict[str, str]:
 def post(address: str, told: dict[str, str]) -> None:
     """Send a message as JSON; over https, or in the clear to this machine alone."""
     parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or is_in_the_clear(parts):
+    is_odd = parts.scheme not in ("http", "https") or is_metadata_service(parts.hostname or "")
+    if is_odd or is_in_the_clear(parts):
         raise ValueError(f"${WEBHOOK}: expected https://..., or http:// to this machine")
+    body = told | {"text": told["text"].translate(INERT)}
     request = urllib.request.Request(
-        address, json.dumps(told).encode(), {"Content-Type": "application/json"}
+        address, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+    with urllib.request.build_opener(_NowhereElse).open(request, timeout=TIMEOUT_S):
         pass
+
+
+class _NowhereElse(urllib.request.HTTPRedirectHandler):
+    """Makes an error of a redirection: it could lead to where the address may not."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None

@@ -12,6 +12,9 @@ from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.rounds.verdicts import (
     Verdict,
     answers_as_long_as_targets,
+    answers_not_drifting,
+    budget_filled,
+    canaries_unchanged,
     candidates_distinct,
     candidates_well_formed,
     gradients_finite,
@@ -38,8 +41,11 @@ CHECKS = (
     (transport_converged, "alignment_scores", True),
     (weights_not_collapsed, "alignment_scores", True),
     (targets_reached, "selected_subset", False),
+    (budget_filled, "selected_subset", False),
     (training_rows_end_with_eos, "selected_subset", True),
     (not_worse_than_before, "evaluation", False),
+    (answers_not_drifting, "evaluation", False),
+    (canaries_unchanged, "evaluation", False),
     (worth_promoting, "promoted_adapter", False),
 )
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import dagster as dg
 
+from evoselect_pipeline.report.text import one_line
+
 
 def metadata_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Dagster metadata of a flat mapping: numbers get plotted, nested values become JSON.
@@ -40,8 +42,13 @@ def quantile_table(quantiles: Sequence[tuple[float, float]]) -> dg.TableMetadata
 
 
 def table(types: dict[str, str], rows: Sequence[tuple]) -> dg.TableMetadataValue:
-    """A table of plain text, numbers and truth values; columns by name and type."""
+    """A table of plain text, numbers and truth values; columns by name and type.
+
+    Dagster shows text as it is, whatever marks it holds, and keeps all of it in its event log:
+    hence each is cut, and without secrets.
+    """
+    cells = [tuple(one_line(v) if isinstance(v, str) else v for v in row) for row in rows]
     return dg.TableMetadataValue(
-        records=[dg.TableRecord(dict(zip(types, row, strict=True))) for row in rows],
+        records=[dg.TableRecord(dict(zip(types, row, strict=True))) for row in cells],
         schema=dg.TableSchema([dg.TableColumn(name, kind) for name, kind in types.items()]),
     )

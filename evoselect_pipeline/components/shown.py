@@ -10,6 +10,7 @@ from evoselect_pipeline.report.html import data_uri
 from evoselect_pipeline.report.page import promotion_sentence
 from evoselect_pipeline.report.plots import interval_svg
 from evoselect_pipeline.report.reasons import in_words
+from evoselect_pipeline.report.text import one_line
 from evoselect_pipeline.rounds.candidates import HITS
 from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts, read_json
 from evoselect_pipeline.rounds.report import (
@@ -57,7 +58,7 @@ def _candidates(line: Line, round_number: int) -> dict[str, Any]:
             hit["split"],
             hit["num_candidates"],
             hit["sample_id"][:SHORT_ID],
-            _cut(hit["evidence"]),
+            one_line(hit["evidence"], MOST_CHARS),
         )
         for hit in hits[:MOST_ROWS]
     ]
@@ -90,8 +91,8 @@ def _checkpoint(line: Line, round_number: int) -> dict[str, Any]:
             sample.source,
             sample.prompt_id,
             ", ".join(parent[:SHORT_ID] for parent in sample.parents),
-            _cut(sample.prompt),
-            _cut(sample.completion),
+            one_line(sample.prompt, MOST_CHARS),
+            one_line(sample.completion, MOST_CHARS),
         )
         for sample in samples
     ]
@@ -136,8 +137,3 @@ SHOWN: dict[str, Callable[[Line, int], dict[str, Any]]] = {
     PROMOTED: _promotion,
     REPORT: _report,
 }
-
-
-def _cut(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= MOST_CHARS else f"{line[: MOST_CHARS - 1]}…"

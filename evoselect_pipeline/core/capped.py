@@ -24,6 +24,7 @@ CHECK_TOLERANCE = 1e-9  # as a share of the largest finite cost
 ROUNDING = 1e-12  # likewise
 SHARE_ROUNDING = 1e-9  # remainders are compared in this unit, so that rounding breaks no tie
 MIN_PENDING_ROWS = 1024  # solving fewer new rows at a time costs more than it prunes
+MOST_UNITS = 2**53  # beyond, floats skip whole numbers
 MAX_PIVOTS = 10**7  # guards against cycling: 25,000 rows x 256 targets take fewer than 10**5
 
 
@@ -142,10 +143,10 @@ def integer_quotas(shares: np.ndarray, k: int) -> np.ndarray:
             "quotas: shares must be a vector of finite numbers not below 0,"
             f" got shape {shares.shape}, least {shares.min(initial=0.0)}"
         )
-    if k < 0 or shares.sum() <= 0:
+    if k < 0 or not 0 < shares.sum() < np.inf:
         raise DataError(
             f"quotas: {k} units cannot be split by shares of sum {shares.sum():g};"
-            " expected at least 0 units and a sum above 0"
+            " expected at least 0 units and a finite sum above 0"
         )
     exact = k * (shares / shares.sum())
     quotas = np.floor(exact + SHARE_ROUNDING).astype(np.int64)
@@ -173,8 +174,8 @@ def _absorb(
     order = np.argsort(rows)
     rows = rows[order]
     cost = np.concatenate([pool.cost, *(cost for _, cost in pending)])[order]
-    scale = _scale(cost)
-    unit_cost = cost / scale  # POT's tolerances are absolute in part
+    exponent = _exponent(cost)
+    unit_cost = np.ldexp(cost, -exponent)  # POT's tolerances are absolute in part
     # One more served unit moves at most M rows, so it changes the cost by less than 2 M max |C|:
     # at twice that, as few units as possible stay unmet, and duals tell which targets they are.
     unmet_cost = 4.0 * (len(quotas) + 1)
@@ -183,7 +184,7 @@ def _absorb(
     _certify(unit_cost, targets, duals, unmet_cost)
     targets = _prefer_lower_rows(unit_cost, targets, duals)
     chosen = targets != UNUSED
-    duals = np.where(duals > unmet_cost / 2, np.inf, scale * duals)
+    duals = np.where(duals > unmet_cost / 2, np.inf, np.ldexp(duals, exponent))
     return _Pool(rows[chosen], cost[chosen], targets[chosen]), duals
 
 
@@ -281,10 +282,10 @@ def _prefer_lower_rows(cost: np.ndarray, targets: np.ndarray, duals: np.ndarray)
     return targets
 
 
-def _scale(cost: np.ndarray) -> float:
-    """The power of two above the largest finite |C_ij|: dividing by it does not round."""
+def _exponent(cost: np.ndarray) -> int:
+    """Of the power of two above the largest finite |C_ij|: scaling by it does not round."""
     largest = np.abs(cost[np.isfinite(cost)]).max(initial=0.0)
-    return float(np.ldexp(1.0, np.frexp(largest)[1]))
+    return int(np.frexp(largest)[1])
 
 
 def _array_blocks(cost: np.ndarray, chunk_rows: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -311,6 +312,9 @@ def _checked_quotas(quotas: np.ndarray) -> np.ndarray:
             f"capped transport: quota {values[j]} of target {j} is not a whole number of at least"
             " 0; integer_quotas turns shares into quotas"
         )
+    asked = float(values.sum(dtype=np.float64))
+    if asked > MOST_UNITS:
+        raise DataError(f"capped transport: quotas ask for {asked:g} rows; lower the budget")
     return values.astype(np.int64)
 
 

@@ -6,7 +6,7 @@ Shapes: N candidates, M targets, D projection width, h rows selected in earlier 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -204,6 +204,41 @@ class Selection:
     def selected_ids(self) -> tuple[str, ...]:
         """Ids of the picks in the order of choice."""
         return tuple(pick.sample_id for pick in self.picks)
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """What one source has of the candidates, of their transport mass and of the chosen rows."""
+
+    source: str
+    candidates: float
+    mass: float
+    chosen: float
+
+
+def source_shares(
+    candidates: Candidates, mass: Mapping[str, float], selected_ids: Sequence[str]
+) -> list[SourceShare]:
+    """The influence of every source, the largest share of the transport mass first.
+
+    `mass` is that of a row by its id; a row that is not named has none.
+    """
+    source_of = dict(zip(candidates.sample_ids, candidates.sources, strict=True))
+    rows, chosen = Counter(candidates.sources), Counter(source_of[i] for i in selected_ids)
+    carried = dict.fromkeys(rows, 0.0)
+    for sample_id, own in mass.items():
+        carried[source_of[sample_id]] += own
+    total = sum(carried.values()) or 1.0
+    shares = [
+        SourceShare(
+            source=source,
+            candidates=count / len(candidates),
+            mass=carried[source] / total,
+            chosen=chosen[source] / max(1, len(selected_ids)),
+        )
+        for source, count in rows.items()
+    ]
+    return sorted(shares, key=lambda share: (-share.mass, -share.chosen, share.source))
 
 
 def set_aside_broken(

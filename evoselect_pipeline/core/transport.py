@@ -226,10 +226,12 @@ def check_transport(
             )
     if (a < 0).any() or (b < 0).any():
         raise DataError("transport: weights must not be negative")
-    if a.sum() <= 0 or abs(a.sum() - b.sum()) > MASS_TOLERANCE * max(a.sum(), b.sum()):
+    mass, other = a.sum(), b.sum()
+    # Negated: sums that overflow differ by NaN, which must not pass.
+    if mass <= 0 or not abs(mass - other) <= MASS_TOLERANCE * max(mass, other):
         raise DataError(
-            f"transport: both sides need the same mass above 0, got {a.sum():.6g} on the candidates"
-            f" and {b.sum():.6g} on the targets; divide each by its sum"
+            f"transport: both sides need the same mass above 0, got {mass:.6g} on the candidates"
+            f" and {other:.6g} on the targets; divide each by its sum"
         )
     return a, b, cost
 

@@ -1,11 +1,14 @@
-"""Anybody's text inside Markdown, so that nothing in it takes effect; numbers for people."""
+"""Anybody's text as it is shown: cut, without secrets, inert in Markdown; numbers for people."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
+from evoselect_pipeline.core.private_text import without_secrets
+
 MOST_CHARS = 160
+MOST_SHOWN = 500
 # By name, not by backslash: a pipe splits a table's cell even behind one.
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
 MARKS = re.compile(r"[\\`*_\[\]~!#$]")
@@ -13,19 +16,26 @@ MARKS = re.compile(r"[\\`*_\[\]~!#$]")
 # invisible, makes no address of them.
 ADDRESSES = re.compile(r"(https?:|ftp:|mailto:|xmpp:|www(?=\.)|@)", re.IGNORECASE)
 WORD_JOINER = "\u2060"
-# What hides text or turns its direction round.
+# What hides text, turns its direction round or steers a terminal. The joiners of scripts and emoji
+# stay.
 UNSEEN = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+    r"\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 REPLACEMENT = "\ufffd"
 
 
-def plain(text: str, most: int = MOST_CHARS) -> str:
-    """Text as one line of Markdown that shows it letter by letter, cut where it is long."""
-    line = " ".join(text.split())
+def one_line(text: str, most: int = MOST_SHOWN) -> str:
+    """Text as one plain line: cut where it is long, nothing hidden in it, its secrets named."""
+    line = " ".join(without_secrets(text).split())
     if len(line) > most:
         line = line[: most - 1].rstrip() + "…"
-    seen = MARKS.sub(r"\\\g<0>", UNSEEN.sub(REPLACEMENT, line))
+    return UNSEEN.sub(REPLACEMENT, line)
+
+
+def plain(text: str, most: int = MOST_CHARS) -> str:
+    """Text as one line of Markdown that shows it letter by letter, cut where it is long."""
+    seen = MARKS.sub(r"\\\g<0>", one_line(text, most))
     seen = "".join(ENTITIES.get(character, character) for character in seen)
     return ADDRESSES.sub(lambda found: found[0] + WORD_JOINER, seen)
 

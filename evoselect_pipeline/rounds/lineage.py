@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from evoselect_pipeline.core.private_text import without_secrets
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.rounds.line import PROMOTED, Line, read_facts, read_json
 from evoselect_pipeline.stores.home import round_key
@@ -15,7 +17,7 @@ _OF_PICK = ("rank", "sample_id", "target_id", "reason")
 
 
 def story(line: Line, prefix: str) -> dict[str, Any]:
-    """Everything known about a row, from all rounds of all lines of the home.
+    """Everything known about a row, from all rounds of all lines of the home; secrets are named.
 
     Parameters
     ----------
@@ -27,8 +29,10 @@ def story(line: Line, prefix: str) -> dict[str, Any]:
     decisions = line.store.decisions_of(sample_id).to_dicts()
     scores = line.store.scores_of(sample_id).to_dicts()
     chosen = {d["round"] for d in decisions if d["selected"] and d["line"] == line.name}
+    turns = [turn | {"content": without_secrets(turn["content"])} for turn in row["messages"]]
     return {
         **row,
+        "messages": turns,
         "decisions": [known(decision) for decision in decisions],
         "scores": [known(score) for score in scores],
         "gradients": [found for score in scores if score["line"] == line.name
@@ -66,6 +70,33 @@ def rows_behind(line: Line, round_number: int) -> pl.DataFrame:
     picks = pl.DataFrame(rows, schema=types, orient="row")
     origins = line.store.origins(picks["sample_id"].to_list())
     return picks.join(origins, on="sample_id", how="left", maintain_order="left")
+
+
+def decisions_of(line: Line, round_number: int) -> list[dict[str, Any]]:
+    """What was decided about every row of a round, without the fields that say nothing.
+
+    Raises
+    ------
+    DataError
+        If the round has not chosen yet.
+    """
+    frame = line.store.read_decisions(line.name, round_number)
+    if frame.is_empty():
+        raise DataError(f"round {round_number} of line {line.name!r} has no decisions yet")
+    return [known(decision) for decision in frame.to_dicts()]
+
+
+def with_texts(line: Line, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that are named by `sample_id`, with question and answer, in which secrets are named."""
+    samples = line.store.get_samples([row["sample_id"] for row in rows])
+    return [
+        row
+        | {
+            "prompt": without_secrets(sample.prompt),
+            "completion": without_secrets(sample.completion),
+        }
+        for row, sample in zip(rows, samples, strict=True)
+    ]
 
 
 def ancestry(line: Line, round_number: int) -> list[int]:

@@ -10,9 +10,16 @@ import numpy as np
 
 from evoselect_pipeline.core.encoding import Unusable
 from evoselect_pipeline.core.records import Sample, digest
-from evoselect_pipeline.core.selection import Candidates, Pick, Rejection, Selection
+from evoselect_pipeline.core.selection import (
+    Candidates,
+    Pick,
+    Rejection,
+    Selection,
+    source_shares,
+)
 from evoselect_pipeline.core.selectors import Alignment, align, restore_alignment, select
 from evoselect_pipeline.errors import DataError
+from evoselect_pipeline.report.text import one_line
 from evoselect_pipeline.rounds.data import published_target_set, selected_before, split_rows
 from evoselect_pipeline.rounds.distributed import cluster_of
 from evoselect_pipeline.rounds.line import (
@@ -40,6 +47,8 @@ from evoselect_pipeline.rounds.verdicts import (
     weights_not_collapsed,
 )
 from evoselect_pipeline.stores.artifacts import Artifact, find, open_artifact, publish
+
+MOST_SOURCES = 10
 
 
 def projected_gradients(line: Line, round_number: int) -> Artifact:
@@ -212,7 +221,8 @@ def selected_subset(line: Line, round_number: int) -> Artifact:
     line.store.tag_round(line.name, round_number)
     with publish(directory, inputs=inputs) as folder:
         write_json(folder / "picks.json", [asdict(pick) for pick in selection.picks])
-        write_json(folder / FACTS, _selection_facts(selection, rejections))
+        facts = _selection_facts(selection, rejections)
+        write_json(folder / FACTS, facts | _influence(problem.candidates, alignment, selection))
     return open_artifact(directory)
 
 
@@ -235,6 +245,21 @@ def _selection_facts(selection: Selection, rejections: list[Rejection]) -> dict:
         "num_unreached_targets": selection.diagnostics.get("num_unreached_targets", 0),
         "unreached_targets": selection.diagnostics.get("unreached_targets", []),
         "selected_digest": digest(selection.selected_ids),
+    }
+
+
+def _influence(candidates: Candidates, alignment: Alignment, selection: Selection) -> dict:
+    """How much each source had to say: one that floods the pool, or is crafted for it, shows."""
+    mass = alignment.evolution.transport.plan().sum(axis=1).tolist()
+    mass_of = dict(zip(alignment.sample_ids, mass, strict=True))
+    shares = source_shares(candidates, mass_of, selection.selected_ids)
+    return {
+        "num_sources": len(shares),
+        "top_source_mass": shares[0].mass,
+        "top_source_chosen": max(share.chosen for share in shares),
+        "sources": [
+            asdict(share) | {"source": one_line(share.source)} for share in shares[:MOST_SOURCES]
+        ],
     }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evoselect_pipeline.addresses import without_login
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import ConfigError, NumericsError
 from evoselect_pipeline.stores.faults import fault
@@ -83,7 +84,8 @@ class Tracking:
         found = self._find(line, f"{line_name(line)}/{round_key(round)}")
         path = f"/#/experiments/{self._experiment_id}/runs/{found.info.run_id if found else ''}"
         served = self.home.mlflow_uri if self.home.mlflow_is_served else ""
-        return (os.environ.get(UI_VARIABLE) or served).rstrip("/") + path
+        # Dagster keeps the link, where a password has no place.
+        return without_login(os.environ.get(UI_VARIABLE) or served).rstrip("/") + path
 
     def round_run(self, line: str, round: int) -> str:
         """Id of the child run of a round; created at first, re-opened when tried again."""
