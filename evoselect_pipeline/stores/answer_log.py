@@ -7,14 +7,16 @@ is not asked for again.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 from evoselect_pipeline.errors import ArtifactError
+from evoselect_pipeline.stores.artifacts import make_folder, sync
 from evoselect_pipeline.stores.faults import fault
 
 
@@ -44,6 +46,9 @@ class Answer:
     completion_tokens: int
     estimated: bool
     cost: float
+
+
+KINDS = get_type_hints(Answer)
 
 
 class Spent(NamedTuple):
@@ -87,7 +92,8 @@ class AnswerLog:
 
     def append(self, answers: Sequence[Answer]) -> None:
         """Write answers down together; they are on the disk when this returns."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.file.parent)
+        is_new = not self.file.exists()
         fault("answers:before")
         if self._cut_off is not None:
             os.truncate(self.file, self._cut_off)
@@ -98,6 +104,8 @@ class AnswerLog:
             self._line_end = b""
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            sync(self.file.parent)
         fault("answers:after")
         for answer in answers:
             self._keep(answer)
@@ -129,9 +137,19 @@ class AnswerLog:
 def _read(line: bytes, where: str) -> Answer:
     try:
         row = json.loads(line)
-        return Answer(**{field.name: row[field.name] for field in fields(Answer)})
-    except (ValueError, KeyError, TypeError) as error:
+        answer = Answer(**{name: row[name] for name in KINDS})
+        for name, kind in KINDS.items():
+            if not _is(kind, row[name]):
+                raise TypeError(f"{name} is {row[name]!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
             f"{where}: expected one answer of the generator's LLM, got {error!r}; the file was"
             " changed from outside. Remove the line: its answer is asked for again"
         ) from None
+    return answer
+
+
+def _is(kind: type, value: object) -> bool:
+    if kind in (int, float):
+        return type(value) in (int, kind) and 0 <= value < math.inf  # type: ignore[operator]
+    return type(value) is kind

@@ -30,9 +30,15 @@ from typing import Any
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.errors import ArtifactError
 from evoselect_pipeline.stores.faults import fault
+from evoselect_pipeline.stores.manifests import (
+    LAYOUT_VERSION,
+    MANIFEST,
+    DamagedArtifactError,
+    damaged,
+    read_manifest,
+    sealed,
+)
 
-LAYOUT_VERSION = 1
-MANIFEST = "manifest.json"
 RECORDED_PACKAGES = ("evoselect-pipeline", "torch", "transformers", "peft")
 
 # Failures of the disk, not of the code that writes: only these are reported as an artifact's.
@@ -40,10 +46,6 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<role>tmp|old)-[0-9a-f]{32}")
 
 _log = logging.getLogger(__name__)
-
-
-class DamagedArtifactError(ArtifactError):
-    """What is on disk is not what was published."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def publish(final_dir: Path | str, *, inputs: Mapping[str, Any], kind: str = "")
     canonical_inputs = _canonical(inputs, final)
     temporary = _beside(final, "tmp")
     try:
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
         yield temporary
         _seal(temporary, kind or final.name, canonical_inputs)
         fault("publish:before_rename")
@@ -113,12 +115,12 @@ def open_artifact(directory: Path | str) -> Artifact:
     """
     path = _checked(directory)
     _restore(path)
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     try:
         _verify(path, manifest["files"])
     except DamagedArtifactError:
         # A writer may have replaced the folder between our reading of manifest and files.
-        newer = _read_manifest(path)
+        newer = read_manifest(path)
         if newer == manifest:
             raise
         manifest = newer
@@ -142,7 +144,7 @@ def find(directory: Path | str, inputs: Mapping[str, Any]) -> Artifact | None:
     if not (path / MANIFEST).exists():
         return None
     try:
-        if _read_manifest(path)["inputs"] != _canonical(inputs, path):
+        if read_manifest(path)["inputs"] != _canonical(inputs, path):
             return None
         return open_artifact(path)
     except DamagedArtifactError as error:
@@ -150,21 +152,27 @@ def find(directory: Path | str, inputs: Mapping[str, Any]) -> Artifact | None:
         return None
 
 
-def sweep_temporary(directory: Path | str, older_than_s: float) -> list[Path]:
-    """Remove what killed writers left in `directory` and nobody has touched for a while."""
-    removed = []
+def stale_temporary(directory: Path | str, older_than_s: float) -> list[Path]:
+    """What killed writers left in `directory` and nobody has touched for a while."""
+    found = []
     for path in sorted(Path(directory).iterdir()):
         match = _TEMPORARY.fullmatch(path.name)
         if not match or time.time() - _last_touched(path) < older_than_s:
             continue
         # An old version moved aside is the only copy until its successor is in place.
-        if match["role"] == "old" and not (path.parent / match["name"]).exists():
-            continue
+        if match["role"] != "old" or (path.parent / match["name"]).exists():
+            found.append(path)
+    return found
+
+
+def sweep_temporary(directory: Path | str, older_than_s: float) -> list[Path]:
+    """Remove what killed writers left in `directory` and nobody has touched for a while."""
+    removed = stale_temporary(directory, older_than_s)
+    for path in removed:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
-        removed.append(path)
     return removed
 
 
@@ -184,13 +192,30 @@ def write_bytes_atomic(path: Path | str, content: bytes) -> None:
             os.fsync(file.fileno())
         fault("write_text:before_rename")
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise ArtifactError(
             f"{path}: cannot be written ({error.strerror}); the old file, if any, is unchanged"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and what is missing above it, so that a power cut loses none of them."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file or a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _seal(temporary: Path, kind: str, inputs: Any) -> None:
@@ -200,10 +225,10 @@ def _seal(temporary: Path, kind: str, inputs: Any) -> None:
     files = {}
     for name in sorted(_files(temporary)):
         path = temporary / name
-        _sync(path)
+        sync(path)
         files[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     for folder, _, _ in os.walk(temporary, topdown=False):
-        _sync(Path(folder))
+        sync(Path(folder))
     manifest = {
         "layout_version": LAYOUT_VERSION,
         "kind": kind,
@@ -213,7 +238,7 @@ def _seal(temporary: Path, kind: str, inputs: Any) -> None:
         "versions": _versions(),
     }
     fault("publish:before_manifest")
-    write_text_atomic(temporary / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    write_text_atomic(temporary / MANIFEST, sealed(manifest))
 
 
 def _move_in(temporary: Path, final: Path) -> None:
@@ -233,7 +258,7 @@ def _move_in(temporary: Path, final: Path) -> None:
                 raise
     else:
         raise ArtifactError(f"{final}: something keeps coming back there; is a second writer up?")
-    _sync(final.parent)
+    sync(final.parent)
     fault("publish:after_rename")
     if aside:
         shutil.rmtree(aside, ignore_errors=True)
@@ -277,49 +302,21 @@ def _old_versions(final: Path) -> list[Path]:
     ]
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(
-            f"{path}: no artifact there ({MANIFEST} is missing); run the step that makes it"
-        ) from None
-    except ValueError as error:
-        raise _damaged(path, f"{MANIFEST} is not JSON ({error})") from None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("layout_version"), int):
-        raise _damaged(path, f"{MANIFEST} has no layout_version")
-    if manifest["layout_version"] > LAYOUT_VERSION:
-        raise ArtifactError(
-            f"{path}: layout_version is {manifest['layout_version']}, this version reads up to"
-            f" {LAYOUT_VERSION}; upgrade evoselect-pipeline"
-        )
-    if not all(isinstance(manifest.get(key), dict) for key in ("inputs", "files")):
-        raise _damaged(path, f"{MANIFEST} lacks inputs or files")
-    return manifest
-
-
 def _verify(path: Path, expected: Mapping[str, Mapping[str, Any]]) -> None:
     for name in expected:
         if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
-            raise _damaged(path, f"{MANIFEST} lists {name!r}, outside the artifact")
+            raise damaged(path, f"{MANIFEST} lists {name!r}, outside the artifact")
     found = _files(path) - {MANIFEST}
     if missing := sorted(expected.keys() - found):
-        raise _damaged(path, f"missing {missing}")
+        raise damaged(path, f"missing {missing}")
     if extra := sorted(found - expected.keys()):
-        raise _damaged(path, f"files that were not published: {extra}")
+        raise damaged(path, f"files that were not published: {extra}")
     for name, entry in sorted(expected.items()):
         size = (path / name).stat().st_size
         if size != entry["size"]:
-            raise _damaged(path, f"{name} has {size} bytes, published with {entry['size']}")
+            raise damaged(path, f"{name} has {size} bytes, published with {entry['size']}")
         if _sha256(path / name) != entry["sha256"]:
-            raise _damaged(path, f"the sha256 of {name} is not the published one")
-
-
-def _damaged(path: Path, what: str) -> DamagedArtifactError:
-    return DamagedArtifactError(
-        f"{path}: damaged: {what}; delete the folder and run the step that makes it again"
-    )
+            raise damaged(path, f"the sha256 of {name} is not the published one")
 
 
 def _files(root: Path) -> set[str]:
@@ -373,12 +370,3 @@ def _last_touched(path: Path) -> float:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import evoselect_pipeline
+from evoselect_pipeline.addresses import without_login
 from evoselect_pipeline.errors import ArtifactError, ConfigError, RoundHeldError
-from evoselect_pipeline.stores.artifacts import write_text_atomic
+from evoselect_pipeline.stores.artifacts import make_folder, write_text_atomic
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -26,11 +27,13 @@ LAYOUT_VERSION = 1
 VARIABLE = "EVOSELECT_HOME"
 MLFLOW_VARIABLE = "EVOSELECT_MLFLOW_URI"
 DEFAULT = "./evoselect_home"
+MOST_PATH_BYTES = 400  # SQLite opens no path of more than 512, and Dagster's begin with the home's
 
 # A line names a folder, Dagster assets and an MLflow model; Dagster allows no hyphen.
 _LINE = re.compile(r"[a-z0-9][a-z0-9_]{0,62}")
 _ROUND = re.compile(r"[0-9]{4}")
-_MLFLOW_URI = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://")
+# Of SQLite an absolute path alone: a relative one is another file in each folder it is read from.
+_MLFLOW_URI = re.compile(r"(https?|(postgresql|mysql|mssql)(\+\w+)?)://|sqlite(\+\w+)?:////")
 
 
 def line_name(name: str) -> str:
@@ -79,6 +82,11 @@ class Home:
         # SQLAlchemy would read these as the start of a query or an escape in the database's URI.
         if any(mark in str(root) for mark in "?%#"):
             raise ConfigError(f"home {root}: a path with ?, % or # cannot hold the MLflow database")
+        if len(os.fsencode(root)) > MOST_PATH_BYTES:
+            raise ConfigError(
+                f"home {root}: a path of more than {MOST_PATH_BYTES} bytes cannot hold SQLite's"
+                " databases; choose a shorter one"
+            )
         object.__setattr__(self, "root", root)
 
     @classmethod
@@ -110,8 +118,13 @@ class Home:
         uri = os.environ.get(MLFLOW_VARIABLE) or f"sqlite:///{self.mlflow_db}"
         if not _MLFLOW_URI.match(uri):
             raise ConfigError(
-                f"{MLFLOW_VARIABLE} {uri!r}: expected http://HOST:PORT, https://HOST or a database"
-                " such as postgresql+psycopg2://HOST/NAME"
+                f"{MLFLOW_VARIABLE} {without_login(uri)!r}: expected http://HOST:PORT, https://HOST"
+                " or a database such as postgresql+psycopg2://HOST/NAME or sqlite:////PATH/mlflow.db"
+            )
+        if uri.startswith("http") and "@" in uri:  # links and MLflow's own errors would repeat it
+            raise ConfigError(
+                f"{MLFLOW_VARIABLE} holds a password; put it into MLFLOW_TRACKING_PASSWORD, and the"
+                " user into MLFLOW_TRACKING_USERNAME"
             )
         return uri.rstrip("/")
 
@@ -146,10 +159,10 @@ class Home:
         ArtifactError
             If the home was written by a newer version, or cannot be written.
         """
-        self._check_layout()
         try:
+            self._check_layout()
             for folder in (self.lance_dir, self.mlflow_artifacts_dir, self.dagster_dir):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             (self.root / "lines").mkdir(exist_ok=True)
             self.locks_dir.mkdir(exist_ok=True)
         except OSError as error:
@@ -302,7 +315,8 @@ def _owner(file: Path) -> str:
     record = json.loads(_text_of(file) or "{}")
     if not record:
         return "another process"
-    return "{what} (process {pid} on {host}, since {since})".format(**record)
+    what = record.pop("what").removesuffix(f" (process {record['pid']})")  # a command's own name
+    return f"{what} (process {{pid}} on {{host}}, since {{since}})".format(**record)
 
 
 def _lock_of(owner_file: Path) -> Path:

@@ -1,10 +1,14 @@
-"""Whether the LanceDB tables keep what they promise: a key once, and tags that can be opened."""
+"""Whether the LanceDB tables keep what they promise: a key once, rows as stored, tags that open."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from evoselect_pipeline.errors import ArtifactError
+from evoselect_pipeline.stores.checksums import num_damaged
 from evoselect_pipeline.stores.home import Home
+from evoselect_pipeline.stores.lance_tables import LanceTables
 
 KEYS = {
     "samples": ("sample_id",),
@@ -15,22 +19,46 @@ KEYS = {
 }
 
 
-def table_problems(home: Home) -> Iterator[tuple[str, str]]:
-    """Name each table that breaks a promise, with a sentence; one pass over the key columns."""
-    import lancedb
+@dataclass(frozen=True)
+class TableProblem:
+    """A promise that a table breaks, and the tag that breaks it, if one does."""
+
+    table: str
+    what: str
+    tag: str | None = None
+
+
+def table_problems(home: Home) -> Iterator[TableProblem]:
+    """Name each broken promise of each table; one pass over all that they hold."""
+    tables = LanceTables(home.lance_dir, home.locks_dir)
+    for name in sorted(tables.names()):
+        try:
+            yield from _problems_of(tables, name)
+        except ArtifactError as error:  # one table hides nothing of another
+            yield TableProblem(name, str(error))
+
+
+def _problems_of(tables: LanceTables, name: str) -> Iterator[TableProblem]:
     import polars as pl
 
-    if not home.lance_dir.is_dir():
-        return
-    database = lancedb.connect(str(home.lance_dir))
-    for name in database.list_tables(limit=1_000).tables:
-        table = database.open_table(name)
-        key = list(KEYS[name.partition("_")[0]])
-        frame = pl.from_arrow(table.search().select(key).to_arrow())
-        repeated = len(frame) - frame.n_unique()  # type: ignore[union-attr]
-        if repeated:
-            yield name, f"{repeated} of {len(frame)} rows repeat a key ({', '.join(key)})"
-        versions = {version["version"] for version in table.list_versions()}
-        for tag, entry in table.tags.list().items():
-            if entry["version"] not in versions:
-                yield name, f"tag {tag} names version {entry['version']}, which is gone"
+    key = list(KEYS[name.partition("_")[0]])
+    frame = pl.from_arrow(tables.read(name, "true", key))
+    repeated = len(frame) - frame.n_unique()  # type: ignore[union-attr]
+    if repeated:
+        what = f"{repeated} of {len(frame)} rows repeat a key ({', '.join(key)})"
+        yield TableProblem(name, what)
+    if changed := sum(map(num_damaged, tables.batches(name, ""))):
+        what = f"{changed} of {len(frame)} rows are not what was stored"
+        yield TableProblem(name, what)
+    table = tables.open(name)
+    versions = {version["version"] for version in table.list_versions()}
+    for tag, entry in table.tags.list().items():
+        if entry["version"] not in versions:
+            what = f"tag {tag} names version {entry['version']}, which is gone"
+            yield TableProblem(name, what, tag)
+
+
+def remove_tag(home: Home, table: str, tag: str) -> None:
+    """Remove a tag, whatever it names; the rows are not touched."""
+    with LanceTables(home.lance_dir, home.locks_dir).writing(table) as opened:
+        opened.tags.delete(tag)

@@ -81,12 +81,13 @@ class LanceStore:
         Raises
         ------
         ArtifactError
-            If some are not stored.
+            If some are not stored, or are not what their ids say.
         """
         found = {}
         for where in lookups(ids):
             for row in self.tables.read("samples", where).to_pylist():
                 found[row["sample_id"]] = sample_of(row)
+        _refuse_changed(found, self.directory)
         _refuse_missing([i for i in ids if i not in found], "samples", self.directory)
         return [found[i] for i in ids]
 
@@ -214,7 +215,7 @@ class LanceStore:
             name, ids, f"fingerprint = '{hex_fingerprint(fingerprint)}'"
         ):
             for batch in self.tables.batches(name, where):
-                fill_rows(columns, seen, row_of, batch)
+                fill_rows(columns, seen, row_of, batch, f"{self.directory}: table {name}")
         missing = [i for i, row in row_of.items() if not seen[row]]
         what = f"{name.partition('_')[0]} under fingerprint {fingerprint}"
         _refuse_missing(missing, what, self.directory)
@@ -272,11 +273,17 @@ class LanceStore:
         return versions
 
     def prune(self, older_than: timedelta) -> None:
-        """Free the disk of table versions older than this; the tags that hold them go first."""
+        """Free the disk of table versions older than this; the tags that hold them go first.
+
+        Only tables whose oldest version is twice as old are touched, for a table is rewritten.
+        """
         # Generous, for Lance looks at the clock later than we do and refuses if a tag is left.
         cutoff = datetime.now() - older_than + timedelta(minutes=1)
         for name in self.versions():
             with self.tables.writing(name) as table:
+                oldest = min(v["timestamp"] for v in table.list_versions())
+                if oldest > datetime.now() - 2 * older_than:
+                    continue
                 # First what would make a new version, so that the current one is the one that stays
                 table.optimize(cleanup_older_than=NEVER)
                 created = {v["version"]: v["timestamp"] for v in table.list_versions()}
@@ -286,9 +293,19 @@ class LanceStore:
                 table.optimize(cleanup_older_than=older_than)
 
 
+def _refuse_changed(found: dict[str, Sample], directory: Path) -> None:
+    """Hold samples against their ids: tables made before there were checksums have but these."""
+    changed = [sample_id for sample_id, sample in found.items() if sample.sample_id != sample_id]
+    if changed:
+        raise ArtifactError(
+            f"{directory}: {len(changed)} samples are not what was stored, the first is"
+            f" {changed[0]}; restore the home's folder `lance` from a backup"
+        )
+
+
 def _refuse_missing(missing: list[str], what: str, directory: Path) -> None:
     if missing:
         raise ArtifactError(
             f"{directory}: {len(missing)} {what} are not stored, the first is {missing[0]};"
-            " run the step that makes them"
+            " remove the folder of the stage that makes them, then materialize it again"
         )

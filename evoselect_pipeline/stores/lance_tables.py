@@ -6,6 +6,8 @@ was seen to insert a key twice when two processes merged it at once. Any number 
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,8 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evoselect_pipeline.errors import ArtifactError
+from evoselect_pipeline.stores.artifacts import sync
+from evoselect_pipeline.stores.checksums import (
+    CHECKSUM,
+    refuse_damaged,
+    stored_schema,
+    with_checksums,
+)
 from evoselect_pipeline.stores.faults import fault
-from evoselect_pipeline.stores.tables import lookups, of_round, round_rows, schema_of
+from evoselect_pipeline.stores.tables import lookups, of_round, refuse_newer, round_rows, schema_of
 
 if TYPE_CHECKING:
     import lancedb
@@ -30,6 +39,7 @@ COMPACT_FRAGMENTS = 20
 MOST_FRAGMENTS = 200
 MOST_TABLES = 1_000
 NEVER = timedelta(days=36_500)
+CLOCK_SLACK_S = 1.0  # by which a file's time may lag behind the clock
 
 
 class LanceTables:
@@ -60,14 +70,19 @@ class LanceTables:
     def open(self, name: str) -> Any:
         """The table, created if there is none."""
         if not self.exists(name):
-            return self._db.create_table(name, schema=schema_of(name), exist_ok=True)
-        return self._db.open_table(name)
+            schema = stored_schema(schema_of(name))
+            return self._db.create_table(name, schema=schema, exist_ok=True)
+        with self._reading(name):
+            table = self._db.open_table(name)
+        refuse_newer(table.schema, f"{self.directory}: table {name}")
+        return table
 
     def insert(self, name: str, rows: pa.Table, key: list[str]) -> int:
         """Add the rows whose key is not stored yet, in one commit."""
         kind = name.partition("_")[0]
         with self.writing(name) as table:
             fault(f"lance:{kind}:before")
+            rows = _stored(rows, table)
             result = table.merge_insert(key).when_not_matched_insert_all().execute(rows)
             fault(f"lance:{kind}:after")
             self._compact(table)
@@ -84,7 +99,7 @@ class LanceTables:
                 .when_matched_update_all()
                 .when_not_matched_insert_all()
                 .when_not_matched_by_source_delete(where)
-                .execute(rows)
+                .execute(_stored(rows, table))
             )
             fault(f"lance:{name}:after")
             self._compact(table)
@@ -105,28 +120,42 @@ class LanceTables:
     def read(
         self, name: str, where: str, columns: list[str] | None = None, limit: int = ALL_ROWS
     ) -> pa.Table:
-        """The rows that a query finds."""
+        """The rows that a query finds; whole rows are held against their checksums.
+
+        Raises
+        ------
+        ArtifactError
+            If the table cannot be read, or gives out other rows than were stored.
+        """
         # A reader never creates a table: it may run beside the writer, or on a read-only disk.
         if not self.exists(name):
             empty = schema_of(name).empty_table()
             return empty.select(columns) if columns else empty
-        query = self.open(name).search().where(where).limit(limit)
-        return (query.select(columns) if columns else query).to_arrow()
+        with self._reading(name):
+            query = self.open(name).search().where(where).limit(limit)
+            found = (query.select(columns) if columns else query).to_arrow()
+        if columns or CHECKSUM not in found.column_names:
+            return found
+        for batch in found.to_batches():
+            refuse_damaged(batch, f"{self.directory}: table {name}")
+        return found.drop_columns([CHECKSUM])
 
     def queries(self, name: str, ids: Sequence[str], where: str = "") -> Iterable[str]:
         """Queries for ids: look each up, or pass over all rows where the ids are a fair share."""
-        stored = self.open(name).count_rows(where or None) if self.exists(name) else 0
+        with self._reading(name):
+            stored = self.open(name).count_rows(where or None) if self.exists(name) else 0
         return [where] if stored <= SCAN_RATIO * len(ids) else lookups(ids, where)
 
     def batches(
         self, name: str, where: str, columns: list[str] | None = None
-    ) -> Iterable[pa.RecordBatch]:
-        """The rows that a query finds, or all of them, a few thousand at a time."""
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows that a query finds, or all of them, a few thousand at a time, as stored."""
         if not self.exists(name):
-            return ()
-        query = self.open(name).search().limit(ALL_ROWS)
-        query = query.where(where) if where else query
-        return (query.select(columns) if columns else query).to_batches(ROWS_PER_BATCH)
+            return
+        with self._reading(name):
+            query = self.open(name).search().limit(ALL_ROWS)
+            query = query.where(where) if where else query
+            yield from (query.select(columns) if columns else query).to_batches(ROWS_PER_BATCH)
 
     def frame(self, name: str, where: str) -> pl.DataFrame:
         """The rows that a query finds in a table of decisions or scores, in a fixed order."""
@@ -137,12 +166,32 @@ class LanceTables:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Any]:
-        """Be the table's only writer; the table is opened, or created, under the lock."""
+        """Be the table's only writer; the table is opened, or created, under the lock.
+
+        What the block wrote is on the disk when it ends: Lance leaves that to the system, so a
+        power cut would take rows that were reported as stored.
+        """
         from filelock import FileLock
 
         self.locks_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(self.locks_dir / f"lance-{name}.lock"), self._reporting(name):
+            began = time.time()
             yield self.open(name)
+            _sync_written(self.directory / f"{name}.lance", began - CLOCK_SLACK_S)
+            sync(self.directory)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Say which table could not be read."""
+        try:
+            yield
+        except ArtifactError:
+            raise
+        except Exception as error:  # of damaged files Lance raises many kinds, and it panics
+            raise ArtifactError(
+                f"{self.directory}: table {name} cannot be read: {str(error)[:500]}; if its files"
+                " are damaged, restore the home's folder `lance` from a backup"
+            ) from error
 
     @contextmanager
     def _reporting(self, name: str) -> Iterator[None]:
@@ -154,3 +203,16 @@ class LanceTables:
                 f"{self.directory}: table {name} could not be written, and is unchanged:"
                 f" {str(error)[:500]}; check the disk's space and rights, then run again"
             ) from error
+
+
+def _stored(rows: pa.Table, table: Any) -> pa.Table:
+    """Rows as a table keeps them; an old one keeps no checksums."""
+    return with_checksums(rows) if CHECKSUM in table.schema.names else rows
+
+
+def _sync_written(table: Path, since: float) -> None:
+    """Bring to disk what a commit wrote: files, and folders with other entries than before."""
+    for folder, _, files in os.walk(table):
+        for path in (Path(folder), *(Path(folder, name) for name in files)):
+            if path.stat().st_mtime >= since:
+                sync(path)

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evoselect_pipeline.core.records import ID_LENGTH, Message, Sample
-from evoselect_pipeline.errors import DataError, NumericsError
+from evoselect_pipeline.errors import ArtifactError, DataError, NumericsError
+from evoselect_pipeline.stores.checksums import refuse_damaged
 from evoselect_pipeline.stores.home import line_name, round_key
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from evoselect_pipeline.core.gradients import GradientBatch
 
+LAYOUT_VERSION = 1
+LAYOUT = b"evoselect_layout"  # in a table's schema; tables older than this mark have layout 1
 IDS_PER_QUERY = 5_000
 UNIT_TOLERANCE = 1e-3
 
@@ -70,7 +73,23 @@ def schema_of(name: str) -> pa.Schema:
         | {"target_id": text, "transport_mass": real, "cost": real}
         | {"related_id": text, "nearest_id": text, "nearest_cosine": real},
     }
-    return pa.schema(fields[kind])
+    return pa.schema(fields[kind]).with_metadata({LAYOUT: str(LAYOUT_VERSION)})
+
+
+def refuse_newer(schema: pa.Schema, where: str) -> None:
+    """Refuse a table that a newer version of this package made.
+
+    Raises
+    ------
+    ArtifactError
+        Naming the table and what to do.
+    """
+    told = (schema.metadata or {}).get(LAYOUT, b"1").decode("utf-8", "replace")
+    if not told.isdigit() or int(told) > LAYOUT_VERSION:
+        raise ArtifactError(
+            f"{where}: layout version {told[:20]!r}, this version reads up to {LAYOUT_VERSION};"
+            " upgrade evoselect-pipeline"
+        )
 
 
 def sample_rows(
@@ -158,9 +177,19 @@ def _vector_rows(
 
 
 def fill_rows(
-    columns: dict[str, np.ndarray], seen: np.ndarray, row_of: dict[str, int], batch: pa.RecordBatch
+    columns: dict[str, np.ndarray],
+    seen: np.ndarray,
+    row_of: dict[str, int],
+    batch: pa.RecordBatch,
+    where: str,
 ) -> None:
-    """Copy the rows that were asked for out of one Arrow batch, column by column."""
+    """Copy the rows that were asked for out of one Arrow batch, column by column.
+
+    Raises
+    ------
+    ArtifactError
+        If one of them is not what was stored `where`.
+    """
     import numpy as np
 
     pairs = [
@@ -171,10 +200,12 @@ def fill_rows(
     if not pairs:
         return
     rows, positions = np.array(pairs).T
+    batch = batch.take(positions)
+    refuse_damaged(batch, where)
     for name, column in columns.items():
         values = batch[name].flatten() if column.ndim == 2 else batch[name]
         flat = values.to_numpy(zero_copy_only=False)
-        column[rows] = flat.reshape(-1, *column.shape[1:])[positions]
+        column[rows] = flat.reshape(-1, *column.shape[1:])
     seen[rows] = True
 
 

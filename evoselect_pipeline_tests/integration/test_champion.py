@@ -1,15 +1,18 @@
 """An earlier adapter can be made champion again, and everything that names the champion follows."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+import evoselect_pipeline
 from evoselect_pipeline.commands.context import read_line_config
 from evoselect_pipeline.components.feedback import entering_event
-from evoselect_pipeline.errors import DataError, RoundOrderError
+from evoselect_pipeline.errors import ArtifactError, DataError, RoundOrderError
 from evoselect_pipeline.rounds.champion import appoint, champion
 from evoselect_pipeline.rounds.data import incoming_adapter
 from evoselect_pipeline.rounds.line import Line, entered, entering, stale_rounds
@@ -17,7 +20,13 @@ from evoselect_pipeline.rounds.selection import projected_gradients
 from evoselect_pipeline.stores.artifacts import publish
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.integration.in_dagster import at_home
-from evoselect_pipeline_tests.integration.process import TINY, overrides, run_rounds
+from evoselect_pipeline_tests.integration.process import (
+    TINY,
+    manifests,
+    overrides,
+    run_rounds,
+    start,
+)
 
 SETTINGS = [f"{key}={value}" for key, value in TINY.items()]
 
@@ -149,6 +158,63 @@ def test_a_whole_home_passes_the_strict_check_and_each_kind_of_damage_is_named(l
     assert any("alias `champion` names nothing" in what for _, what in found)
 
 
+@pytest.mark.slow
+def test_repair_tells_again_what_was_told_and_makes_nothing_that_was_chosen(line, evoselect):
+    given = ("--format", "json", "--home", line.home.root, *overrides())
+    before = manifests(line.home.root)
+    line.tracking.finish_round("playground", 0, "FAILED")
+    line.tracking.retire_champion("playground")
+    shutil.rmtree(line.stage_dir(1, "round_report"))
+    left = line.stage_dir(0, f".evaluation.tmp-{'0' * 32}")
+    left.mkdir()
+    os.utime(left, (0, 0))
+    ended = evoselect("check", "--strict", *given)
+    problems = json.loads(ended.out)["problems"]
+    assert ended.code == 1
+    assert {(p["where"], p["can_repair"]) for p in problems} == {
+        ("round 0000", True),
+        ("round 0001", True),
+        ("playground/0000", True),
+        ("MLflow", True),
+    }
+    ended = evoselect("check", "--repair", *given)
+    told = json.loads(ended.out)
+    assert (ended.code, told["problems"]) == (0, [])
+    assert [p["what"] for p in told["mended"]] == [p["what"] for p in problems]
+    assert not left.exists()
+    assert served(line) == (1, line.artifact(1, "lora_checkpoint").digest)
+    after = manifests(line.home.root)
+    made = {name for name in after if after[name] != before.get(name)}
+    assert made == {"playground/0001/round_report"}
+
+
+@pytest.mark.slow
+def test_repair_leaves_what_was_chosen_or_trained_to_a_person(line, evoselect):
+    given = ("check", "--repair", "--format", "json", "--home", line.home.root, *overrides())
+    picks = line.stage_dir(0, "selected_subset") / "picks.json"
+    damaged = picks.read_bytes().replace(b"0", b"1", 1)
+    picks.write_bytes(damaged)
+    ended = evoselect(*given)
+    told = json.loads(ended.out)
+    assert (ended.code, told["mended"]) == (1, [])
+    assert "0000/selected_subset" in {p["where"] for p in told["problems"]}
+    assert picks.read_bytes() == damaged
+
+
+@pytest.mark.slow
+def test_repair_waits_for_nobody_who_works_on_the_line(line, evoselect):
+    holder = start("run", "--home", line.home.root, *overrides())
+    owner = line.home.locks_dir / "line-playground.owner.json"
+    while not owner.exists():
+        assert holder.poll() is None, holder.communicate()[1]
+        time.sleep(0.05)
+    ended = evoselect("check", "--repair", "--home", line.home.root, *overrides())
+    holder.kill()
+    holder.communicate()
+    assert ended.code == 2
+    assert "is held by evoselect run" in ended.err
+
+
 def launch(line: Line, job: str, op: str, **config) -> dg.ExecuteInProcessResult:
     """Launch one of the line's jobs, as a person does at the Launchpad."""
     definitions = at_home(line.config, line.home.root)
@@ -213,3 +279,44 @@ def test_a_round_begun_with_another_adapter_refuses_to_go_on(line):
         projected_gradients(line, 2)
     incoming_adapter(line, 2)
     assert entered(line, 2).trained_in == 0
+
+
+def with_model(line: Line, folder: Path) -> Line:
+    """The same line, its student read from another folder."""
+    return Line(read_line_config(None, [*SETTINGS, f"model.name={folder}"]), line.home)
+
+
+def own_model(folder: Path) -> Path:
+    """A copy of the shipped model."""
+    shipped = Path(evoselect_pipeline.__file__).parent / "playground/base_model"
+    return Path(shutil.copytree(shipped, folder))
+
+
+@pytest.mark.slow
+def test_an_adapter_enters_no_round_on_a_base_model_with_other_weights(line, tmp_path):
+    model = own_model(tmp_path / "model")
+    incoming_adapter(with_model(line, model), 2)  # the place is no part of what a model is
+    shutil.rmtree(line.stage_dir(2, "incoming_adapter"))
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    (other / weights.name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"has the fingerprint .* was trained on"):
+        incoming_adapter(with_model(line, other), 2)
+    assert not line.has(2, "incoming_adapter")
+
+
+@pytest.mark.slow
+def test_an_adapter_enters_no_round_under_another_chat_template(line, tmp_path, evoselect):
+    model = own_model(tmp_path / "model")
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{{ bos_token }}", "{{ bos_token }}Be rude. "))
+    with pytest.raises(ArtifactError, match="another chat template"):
+        incoming_adapter(with_model(line, model), 2)
+    given = ("--home", line.home.root, *overrides(model__name=model))
+    ended = evoselect("run", *given)
+    assert ended.code == 2
+    assert "another chat template" in " ".join(ended.err.split())
+    assert not line.home.round_dir("playground", 2).exists()

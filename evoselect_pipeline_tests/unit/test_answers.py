@@ -59,7 +59,22 @@ def test_progress_is_told_and_ends_at_the_total(model, encoder, rows):
         batch_size=2,
         on_rows=lambda done, total: told.append((done, total)),
     )
-    assert told == [(2, 5), (4, 5), (5, 5)]
+    assert told == [(0, 5), (2, 5), (4, 5), (5, 5)]
+
+
+def test_an_answers_tokens_are_its_own_and_one_that_meets_the_limit_is_cut_off(
+    model, encoder, rows
+):
+    whole = scored_answers(model, encoder, rows, EXACT, max_new_tokens=32, batch_size=24)
+    ended = [said for said in whole if not said.truncated]
+    assert ended
+    for said in ended:
+        [ids] = encoder.tokenizer([said.answer], add_special_tokens=False)["input_ids"]
+        assert said.num_tokens == len(ids) + 1, "and the one that ends it; no padding"
+    limit = max(said.num_tokens for said in ended) - 1
+    cut = scored_answers(model, encoder, rows, EXACT, max_new_tokens=limit, batch_size=24)
+    assert [said.truncated for said in cut] == [said.num_tokens > limit for said in whole]
+    assert {said.num_tokens for said in cut if said.truncated} == {limit}
 
 
 def test_nothing_to_evaluate_is_refused(model, encoder):

@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import lancedb
 import numpy as np
 import polars as pl
 import pytest
@@ -14,6 +15,7 @@ from evoselect_pipeline.errors import ArtifactError, ConfigError, DataError, Num
 from evoselect_pipeline.stores import lance, lance_tables
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline.stores.lance import LanceStore
+from evoselect_pipeline.stores.tables import LAYOUT, LAYOUT_VERSION, schema_of
 
 D = 16
 REPOSITORY = Path(__file__).parents[2]
@@ -266,6 +268,37 @@ def test_a_tag_keeps_what_a_round_read_through_compaction_until_it_is_pruned(sto
     assert store.tables.open("decisions").tags.list() == {}
     assert len(store.tables.open("decisions").list_versions()) == 1
     assert store.read_decisions("sums").height == 35
+
+
+def test_versions_are_kept_until_the_oldest_is_twice_as_old_as_asked(store):
+    for round_number in range(3):
+        store.put_decisions("sums", round_number, decisions(5))
+        store.tag_round("sums", round_number)
+    before = store.versions()
+    store.prune(timedelta(days=1))
+    table = store.tables.open("decisions")
+    assert store.versions() == before
+    assert len(table.list_versions()) > 3
+    assert sorted(table.tags.list()) == ["sums-r0000", "sums-r0001", "sums-r0002"]
+
+
+def test_a_table_of_a_newer_version_is_refused_and_named(store):
+    schema = schema_of("decisions").with_metadata({LAYOUT: str(LAYOUT_VERSION + 1)})
+    lancedb.connect(str(store.directory)).create_table("decisions", schema=schema)
+    for use in (
+        lambda: store.read_decisions("sums"),
+        lambda: store.put_decisions("sums", 0, decisions(1)),
+    ):
+        with pytest.raises(ArtifactError, match=r"table decisions: layout version '2'.*upgrade"):
+            use()
+
+
+def test_every_table_says_its_layout_and_one_without_has_the_first(store):
+    store.put_decisions("sums", 0, decisions(1))
+    assert store.tables.open("decisions").schema.metadata[LAYOUT] == b"1"
+    old = schema_of("samples").remove_metadata()
+    lancedb.connect(str(store.directory)).create_table("samples", schema=old)
+    assert store.put_samples(samples(3), "sums", 0) == 3
 
 
 def test_small_files_are_joined_before_they_are_many(store, monkeypatch):

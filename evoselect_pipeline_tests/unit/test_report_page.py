@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from evoselect_pipeline.report.facts import (
     Bill,
+    Canaries,
     Change,
+    ChangedAnswer,
     Cloud,
     Comparison,
     Example,
     Funnel,
+    Lengths,
     Outcome,
     Promotion,
     Round,
@@ -43,6 +46,9 @@ NASTY = [
     "$x^2$ :smile: [^1] - [ ] todo",
     "right \u202eto left\u202c \x00 \x1b[31m",
 ]
+
+
+KEPT = Change(-0.01, -0.04, 0.02, 0.95, 200)
 
 
 class Seen(HTMLParser):
@@ -166,8 +172,7 @@ def test_the_headline_says_whether_it_helped_and_how_sure_that_is(low, high, say
 
 
 def test_the_headline_says_who_serves_and_why():
-    change = Change(-0.01, -0.04, 0.02, 0.95, 200)
-    kept = Promotion(False, change, 0.02, "the base model")
+    kept = Promotion(False, KEPT, 0.02, "the base model")
     assert headline(told(promotion=kept)).endswith(
         "It was not promoted: on 200 validation rows accuracy changed by −1.0 points (95 % interval"
         " −4.0 to +2.0), and the interval reaches down to the tolerated −2.0 or below; the base"
@@ -211,6 +216,40 @@ def test_the_small_picture_is_small_and_well_formed():
         places = [float(x) for x in re.findall(r'(?:M|H|cx=")([0-9.-]+)', svg)]
         assert all(0 <= place <= 320 for place in places)
         ElementTree.fromstring(svg)
+
+
+def test_the_headline_says_that_answers_drift_alone_or_beside_a_loss():
+    for change, also in ((Change(0.05, 0.01, 0.09, 0.95, 200), False), (KEPT, True)):
+        kept = Promotion(False, change, 0.02, "the base model", drifts=True)
+        said = headline(told(promotion=kept))
+        assert "its answers have grown too long or do not end; the base model stays" in said
+        assert ("reaches down to the tolerated" in said) == also
+
+
+def test_lengths_of_answers_are_told_where_they_were_measured():
+    text = page(told(lengths=(Lengths(3.04, 0.0), Lengths(16.0, 0.25))), {})
+    assert "have 16.0 tokens in the mean, 3.0 before the round; 25.0 % of them ran into" in text
+    assert "How long answers are" not in page(told(), {})
+
+
+def test_changed_canaries_are_listed_as_text_and_not_too_many():
+    nasty = tuple(ChangedAnswer(text, text, text[::-1]) for text in NASTY)
+    seen = Seen(to_html(page(told(canaries=Canaries(40, nasty)), {}), "title", {}))
+    shown = [read_back(cell) for cell in seen.cells]
+    assert all(as_read(text) in shown for text in NASTY)
+    assert not {"script", "a", "h3", "li", "em"} & set(seen.tags)
+    text = page(told(canaries=Canaries(40, nasty)), {})
+    assert f"{len(NASTY)} of 40 canary prompts are answered otherwise" in text
+    many = page(told(canaries=Canaries(99, nasty[:1] * 90)), {})
+    assert "90 of 99 canary prompts" in many and "(the first 20)" in many
+    assert "0 of 4 canary prompts" in page(told(canaries=Canaries(4, ())), {})
+    assert "## Canaries" not in page(told(), {})
+
+
+def test_a_budget_that_was_hardly_filled_stands_out():
+    scarce = Funnel(100, 10, {"beyond_reach": 87}, 3, 17, scarce=True)
+    assert "**Not even half of the budget was filled" in page(told(funnel=scarce), {})
+    assert "Not even half" not in page(told(), {})
 
 
 def test_tokens_trained_are_those_of_all_passes():
