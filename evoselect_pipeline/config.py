@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ from evoselect_pipeline.config_rows import (
     ModelSource,
     PlaygroundSource,
     PlaygroundTask,
+    Rows,
     ServerSource,
     Settings,
     spelled_out,
@@ -70,7 +72,7 @@ class ModelSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
         is_commit = re.fullmatch("[0-9a-f]{40}", self.revision or "")
-        if self.trust_remote_code and not (is_commit or Path(self.name).is_dir()):
+        if self.trust_remote_code and not (is_commit or os.path.isdir(self.name)):
             raise ValueError(
                 "trust_remote_code needs a folder as name, or the commit that you have read as"
                 f" revision, all 40 digits of it; revision is {self.revision!r}"
@@ -213,6 +215,11 @@ class EvaluationSettings(Settings):
         description="Longest answer in tokens; a longer one is cut, and mostly wrong.",
     )
     batch_size: int = Field(default=128, ge=1, description="Questions answered together.")
+    canaries: Rows | None = Field(
+        default=None,
+        description="Rows that are asked before and after each round, in the columns of the task: a"
+        " check tells how many are answered otherwise. They need no answers.",
+    )
 
 
 class PromotionSettings(Settings):
@@ -256,6 +263,17 @@ class EngineSettings(Settings):
     )
     rows_per_shard: int = Field(
         default=1000, ge=1, description="Rows handed to a worker at a time; lost if it dies."
+    )
+
+
+class RetentionSettings(Settings):
+    """What a home lets go of; what a round was made of and came to is kept for good."""
+
+    table_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="Days for which earlier versions of the LanceDB tables can be looked at;"
+        " cleared away when the oldest is twice as old.",
     )
 
 
@@ -306,7 +324,10 @@ class LineConfig(Settings):
         default="playground", description="Name: lower-case letters, digits, underscores."
     )
     seed: int = Field(
-        default=0, ge=0, description="Fixes all that is drawn; the same seed gives the same round."
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="Fixes all that is drawn; the same seed gives the same round.",
     )
     task: Annotated[
         Annotated[PlaygroundTask, Tag("playground")] | Annotated[FileTask, Tag("files")],
@@ -343,6 +364,7 @@ class LineConfig(Settings):
     promotion: PromotionSettings = PromotionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     chain: ChainSettings = ChainSettings()
+    retention: RetentionSettings = RetentionSettings()
     engine: Annotated[
         EngineSettings,
         BeforeValidator(spelled_out, json_schema_input_type=EngineSettings | EngineKind),

@@ -38,7 +38,7 @@ from evoselect_pipeline.errors import ConfigError, DataError
 from evoselect_pipeline.evaluation.metrics import load_metric
 from evoselect_pipeline.generation.base import Assignment
 from evoselect_pipeline.progress import progress
-from evoselect_pipeline.rounds.adaptation import EVALUATED
+from evoselect_pipeline.rounds.answers import EVALUATED
 from evoselect_pipeline.rounds.candidates import load_generator
 from evoselect_pipeline.rounds.data import load_task
 from evoselect_pipeline.rounds.line import round_seed
@@ -148,7 +148,8 @@ def run_chain(block: Block, arm: Arm, num_rounds: int, work_dir: Path) -> dict[s
     """Let an arm choose, train and be evaluated for some rounds; the record of it.
 
     The student goes on from its last adapter whether or not that would have been promoted; the
-    champion under the promotion gate is worked out beside it.
+    champion under the promotion gate is worked out beside it, by its interval alone: how long
+    answers are is not looked at here.
     """
     config = arm.config
     adapter: Path | None = None

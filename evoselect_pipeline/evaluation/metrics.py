@@ -18,18 +18,21 @@ KEY = "task.metric.function"
 NUMBER = re.compile(
     r"(?:(?<![\w)])-)?[$€£]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+\b|/[1-9]\d*)?"
 )
+MOST_DIGITS = 1_000
 MINUS = str.maketrans("\u2212\u2013", "--")  # as typographers set it
 FINAL = "####"  # how GSM8K marks its final answer
 # An option as models name it, the plainest way first; of each, the last one in the answer counts.
 MARKS = str.maketrans(dict.fromkeys("*_\"'`[]{}\u201c\u201d", " ") | {"\\": " "})
+# Possessive, and within a line: a row of blanks must not be shared out in every way there is.
 OPTIONS = (
     re.compile(
-        r"(?i:answer|option|choice)(?:\s+is)?\s*[:=]?\s*(?:boxed)?\s*\(?\s*([A-Za-z])\b(?!\s+[a-z])"
+        r"(?i:answer|option|choice)(?:\s++is)?\s*+[:=]?\s*+(?:boxed)?\s*+\(?\s*+"
+        r"([A-Za-z])\b(?!\s++[a-z])"
     ),
     re.compile(r"\(([A-Za-z])\)"),
-    re.compile(r"boxed\s+([A-Z])\b"),
-    re.compile(r"^\s*([A-Za-z])(?:[).:]|\s*$)", re.MULTILINE),
-    re.compile(r"(?:'s|\bis|\bit s)\s+([A-Z])\s*\.?\s*$"),
+    re.compile(r"boxed\s++([A-Z])\b"),
+    re.compile(r"^[^\S\n]*+([A-Za-z])(?:[).:]|[^\S\n]*+$)", re.MULTILINE),
+    re.compile(r"(?:'s|\bis|\bit s)\s++([A-Z])\s*+\.?\s*+$"),
 )
 
 
@@ -87,12 +90,21 @@ def load_metric(settings: MetricSettings) -> Metric:
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number after the last `####`, else the last one in the text: `1,000.50` is 1000.5."""
+    """The number after the last `####`, else the last one in the text: `1,000.50` is 1000.5.
+
+    What has more than `MOST_DIGITS` digits, written out, is none.
+    """
     marked = text.rstrip().removesuffix(FINAL).rpartition(FINAL)
     found = NUMBER.findall((marked[2] if marked[1] else text).translate(MINUS))
-    if not found:
-        return None
-    return Fraction(re.sub(r"[$€£,]", "", found[0] if marked[1] else found[-1]))
+    return _value(found[0] if marked[1] else found[-1]) if found else None
+
+
+def _value(number: str) -> Fraction | None:
+    digits, _, divisor = re.sub(r"[$€£,]", "", number).partition("/")
+    exponent = re.split("[eE]", digits)[1:]
+    # 1e999999999 is short, and takes all memory there is.
+    size = len(digits) + len(divisor) + sum(abs(int(e[:9])) for e in exponent)
+    return Fraction(digits) / Fraction(divisor or 1) if size <= MOST_DIGITS else None
 
 
 def chosen_option(text: str) -> str | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evoselect_pipeline.core.selection import SourceShare
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -43,6 +45,7 @@ class Promotion:
     change: Change
     tolerance: float
     champion: str
+    drifts: bool = False  # answers have grown too long or do not end
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Funnel:
     rejected: Mapping[str, int]
     selected: int
     short: int
+    scarce: bool = False  # far fewer were chosen than there was room for
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,31 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """The answers' mean number of tokens, and the share that was cut off."""
+
+    tokens: float
+    truncated: float
+
+
+@dataclass(frozen=True)
+class ChangedAnswer:
+    """A canary prompt that is answered otherwise than before the round."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """How many prompts were asked whose answers are watched, and those answered otherwise."""
+
+    num_asked: int
+    changed: tuple[ChangedAnswer, ...]
+
+
+@dataclass(frozen=True)
 class Round:
     """All that a page tells but the seconds. `outcomes` ends with this round."""
 
@@ -147,6 +176,10 @@ class Round:
     chosen: tuple[Example, ...]
     rejected: tuple[Example, ...]
     training: Training
+    lengths: tuple[Lengths, Lengths] | None = None  # before and after; None if not measured
+    canaries: Canaries | None = None  # None if none are asked
+    sources: tuple[SourceShare, ...] = ()  # the most influential first
+    num_sources: int = 1
 
     @property
     def number(self) -> int:

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from evoselect_pipeline.core.selection import SourceShare
 from evoselect_pipeline.report.facts import (
     Bill,
+    Canaries,
     Change,
     Cloud,
     Comparison,
     Example,
     Funnel,
+    Lengths,
     Promotion,
     Round,
     Spread,
@@ -24,6 +27,7 @@ from evoselect_pipeline.report.text import duration, number, percent, plain, poi
 
 SHORT_ID = 8
 MOST_UNREACHED = 20
+MOST_CANARIES = 20
 WORST_SERVED = 5
 
 
@@ -57,10 +61,13 @@ def promotion_sentence(promotion: Promotion) -> str:
     )
     if promotion.promoted:
         return f"It was promoted: {measured}, and the interval stays above the tolerated {floor}."
-    return (
-        f"It was not promoted: {measured}, and the interval reaches down to the tolerated {floor}"
-        f" or below; {promotion.champion} stays champion."
-    )
+    reasons = []
+    if change.low <= -promotion.tolerance:
+        reasons.append(f"the interval reaches down to the tolerated {floor} or below")
+    if promotion.drifts:
+        reasons.append("its answers have grown too long or do not end")
+    why = ", and ".join([measured, *reasons])
+    return f"It was not promoted: {why}; {promotion.champion} stays champion."
 
 
 def page(told: Round, images: Mapping[str, str]) -> str:
@@ -80,9 +87,12 @@ def page(told: Round, images: Mapping[str, str]) -> str:
         "## The promotion test",
         _image(images, "promotion.svg", "Change of validation accuracy with its interval"),
         promotion_sentence(told.promotion),
+        *_lengths(told.lengths),
+        *_canaries(told.canaries),
         "## Where the generated rows went",
         _image(images, "funnel.svg", "Rows left out, by reason"),
         _funnel(told.funnel),
+        _sources(told.sources, told.num_sources),
         "## Gradient space",
         _image(images, "map.png", "Candidates, chosen rows and targets in gradient space"),
         _map(told.cloud),
@@ -137,6 +147,33 @@ def _count(shown: int, of: int) -> str:
     return f"{shown} of {number(of)}" if shown < of else f"All {number(of)}"
 
 
+def _lengths(lengths: tuple[Lengths, Lengths] | None) -> list[str]:
+    if lengths is None:
+        return []
+    before, after = lengths
+    text = (
+        f"Answers to validation rows have {after.tokens:.1f} tokens in the mean,"
+        f" {before.tokens:.1f} before the round; {percent(after.truncated)} of them ran into"
+        f" `evaluation.max_new_tokens`, {percent(before.truncated)} before."
+    )
+    return ["## How long answers are", text]
+
+
+def _canaries(canaries: Canaries | None) -> list[str]:
+    if canaries is None:
+        return []
+    changed = canaries.changed
+    text = (
+        f"{number(len(changed))} of {number(canaries.num_asked)} canary prompts are answered"
+        " otherwise than before the round"
+    )
+    if len(changed) > MOST_CANARIES:
+        text += f" (the first {MOST_CANARIES})"
+    rows = [(plain(c.prompt), plain(c.before), plain(c.after)) for c in changed[:MOST_CANARIES]]
+    shown = f":\n\n{table(('prompt', 'before', 'after'), rows)}" if rows else "."
+    return ["## Canaries", text + shown]
+
+
 def _funnel(funnel: Funnel) -> str:
     rejected = sum(funnel.rejected.values())
     text = (
@@ -145,7 +182,25 @@ def _funnel(funnel: Funnel) -> str:
     )
     if funnel.short:
         text += f" The budget had room for {number(funnel.short)} more, but no further row was fit."
+    if funnel.scarce:
+        text += " **Not even half of the budget was filled: the picture above says why.**"
     return text
+
+
+def _sources(shares: Sequence[SourceShare], num_sources: int) -> str:
+    """Who had how much influence, where several wrote; one that floods the pool shows here."""
+    if num_sources < 2:
+        return ""
+    rows = [
+        (plain(share.source), percent(share.candidates), percent(share.mass), percent(share.chosen))
+        for share in shares
+    ]
+    columns = ("written by", "of the candidates", "of the transport mass", "of the chosen rows")
+    more = f" (the first {len(shares)})" if len(shares) < num_sources else ""
+    return (
+        f"{number(num_sources)} sources{more}; `selection.source_share` limits what one of them may"
+        f" have of the chosen rows:\n\n{table(columns, rows, 'lrrr')}"
+    )
 
 
 def _map(cloud: Cloud) -> str:

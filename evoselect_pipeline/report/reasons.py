@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 REASONS = {
+    "no_conversation": "a prompt or an answer is missing",
+    "unknown_role": "a turn of another role than system, user and assistant",
+    "turns_out_of_order": "turns that do not alternate and end with the assistant",
+    "empty_content": "an empty prompt or answer",
+    "not_text": "a prompt or an answer that is no text",
     "leaks_evaluation": "asks what a target, validation or test row asks",
     "already_selected": "an earlier round trained on it",
     "too_short": "answer too short",

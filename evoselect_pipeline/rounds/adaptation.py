@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evoselect_pipeline.core.metrics import bootstrap_interval, paired_bootstrap
 from evoselect_pipeline.core.records import digest
-from evoselect_pipeline.evaluation.metrics import load_metric
 from evoselect_pipeline.progress import progress
-from evoselect_pipeline.rounds.data import published_target_set, split_rows
+from evoselect_pipeline.rounds.answers import (
+    CANARIES,
+    EVALUATED,
+    answered_canaries,
+    canary_rows,
+    changed_answers,
+    lengths,
+    scored_rows,
+    scores,
+)
 from evoselect_pipeline.rounds.line import (
     FACTS,
     PROMOTED,
@@ -26,7 +34,12 @@ from evoselect_pipeline.rounds.line import (
     read_json,
     write_json,
 )
-from evoselect_pipeline.rounds.verdicts import require, training_rows_end_with_eos
+from evoselect_pipeline.rounds.verdicts import (
+    WHEN,
+    answers_not_drifting,
+    require,
+    training_rows_end_with_eos,
+)
 from evoselect_pipeline.stores.artifacts import (
     Artifact,
     find,
@@ -35,7 +48,7 @@ from evoselect_pipeline.stores.artifacts import (
     sweep_temporary,
 )
 
-EVALUATED = ("validation", "test")
+CANARIES_FILE = "canaries.json"  # those that are answered otherwise than before
 CHECKPOINTS = ".train-"  # start of the names of folders that training resumes from
 
 
@@ -54,6 +67,7 @@ def lora_checkpoint(line: Line, round_number: int) -> Artifact:
         line,
         settings,
         base=trainable_fingerprint(config.model),
+        encoder=encoder.fingerprint,
         start=start.digest,
         selected_subset=subset.digest,
     )
@@ -87,44 +101,69 @@ def lora_checkpoint(line: Line, round_number: int) -> Artifact:
                 "first_loss": report.losses[0][1],
                 "last_loss": report.losses[-1][1],
                 "started_from": start.digest,
+                "chat_template": encoder.template_fingerprint,
             },
         )
     return open_artifact(directory)
 
 
 def evaluation(line: Line, round_number: int) -> Artifact:
-    """Evaluate the base model, the adapter that entered and the one that was trained."""
+    """Evaluate the base model, the adapter that entered and the one that was trained.
+
+    Canaries, where there are some, are answered by the latter two.
+    """
     trained = line.artifact(round_number, "lora_checkpoint")
     contenders = {
         "base": Entering(None, "base", None),
         "before": entered(line, round_number),
         "after": Entering(trained.path / "adapter", trained.digest, round_number),
     }
-    scored = {name: _score(line, contender) for name, contender in contenders.items()}
-    inputs = made_from(line, {}, **{name: artifact.digest for name, artifact in scored.items()})
+    scored = {name: scored_rows(line, contender) for name, contender in contenders.items()}
+    canaries, watched = canary_rows(line.config), {}
+    if canaries:
+        watched = {w: answered_canaries(line, contenders[w], canaries) for w in WHEN}
+    inputs = made_from(
+        line,
+        {},
+        **{name: artifact.digest for name, artifact in scored.items()},
+        **{f"{CANARIES}_{when}": artifact.digest for when, artifact in watched.items()},
+    )
     directory = line.stage_dir(round_number, "evaluation")
     if found := find(directory, inputs):
         return found
+    facts = _accuracies(line, scored)
+    for when in WHEN:
+        found = lengths(scored[when], "validation")
+        facts |= {f"{when}_{name}": value for name, value in found.items()}
+    with publish(directory, inputs=inputs) as folder:
+        for name, artifact in scored.items():
+            write_json(folder / f"{name}.json", {s: scores(artifact, s) for s in EVALUATED})
+        if watched:
+            changed = changed_answers(canaries, watched["before"], watched["after"])
+            facts |= {"num_canaries": len(canaries), "canaries_changed": len(changed)}
+            write_json(folder / CANARIES_FILE, changed)
+        write_json(folder / FACTS, facts)
+    return open_artifact(directory)
+
+
+def _accuracies(line: Line, scored: Mapping[str, Artifact]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name, artifact in scored.items():
         for split in EVALUATED:
-            correct = _scores(artifact, split)
-            mean, low, high = bootstrap_interval(np.array(correct), seed=line.config.seed)
+            correct = np.array(scores(artifact, split))
+            mean, low, high = bootstrap_interval(correct, seed=line.config.seed)
             facts |= {f"{name}_{split}": mean}
             if name == "after":
                 facts |= {f"after_{split}_low": low, f"after_{split}_high": high}
-    with publish(directory, inputs=inputs) as folder:
-        for name, artifact in scored.items():
-            write_json(folder / f"{name}.json", {s: _scores(artifact, s) for s in EVALUATED})
-        write_json(folder / FACTS, facts)
-    return open_artifact(directory)
+    return facts
 
 
 def promoted_adapter(line: Line, round_number: int) -> Artifact:
     """Promote the trained adapter unless it may be worse than the one that entered.
 
     The paired bootstrap interval of the difference on the validation rows must lie above minus the
-    tolerance; otherwise the incoming adapter stays champion. Test rows play no part.
+    tolerance, and the answers must not drift; otherwise the incoming adapter stays champion. Test
+    rows play no part.
     """
     _sweep(line, round_number)
     settings = line.config.promotion
@@ -144,7 +183,8 @@ def promoted_adapter(line: Line, round_number: int) -> Artifact:
         seed=line.config.seed,
         confidence=settings.confidence,
     )
-    promoted = difference.low > -settings.tolerance
+    answers = answers_not_drifting(line, round_number)
+    promoted = difference.low > -settings.tolerance and answers.passed
     with publish(directory, inputs=inputs) as folder:
         write_json(
             folder / FACTS,
@@ -156,19 +196,24 @@ def promoted_adapter(line: Line, round_number: int) -> Artifact:
                 "gain_low": difference.low,
                 "gain_high": difference.high,
                 "tolerance": settings.tolerance,
+                "drift": "" if answers.passed else answers.sentence,
             },
         )
     return open_artifact(directory)
 
 
 def _sweep(line: Line, round_number: int) -> None:
-    """Remove what killed runs left unfinished; the line's lease keeps other writers out."""
+    """Remove what killed runs left unfinished, and old versions of the tables.
+
+    The line's lease keeps other writers of its folders out, and each table's lock its own.
+    """
     round_dir = line.home.round_dir(line.name, round_number)
     line_dir = round_dir.parent
     for folder in (line_dir, line_dir / "evaluations", round_dir):
         sweep_temporary(folder, older_than_s=0)
     for checkpoints in round_dir.glob(f"{CHECKPOINTS}*"):
         shutil.rmtree(checkpoints, ignore_errors=True)
+    line.store.prune(timedelta(days=line.config.retention.table_days))
 
 
 def round_facts(line: Line, round_number: int) -> dict[str, Any]:
@@ -189,49 +234,6 @@ def round_facts(line: Line, round_number: int) -> dict[str, Any]:
         "promoted": facts[PROMOTED]["promoted"],
         "num_candidates": facts["candidates"]["num_generated"],
         "num_selected": facts["selected_subset"]["num_selected"],
+        "budget": facts["selected_subset"]["num_selected"] + facts["selected_subset"]["num_short"],
         "rejected": facts["selected_subset"]["rejected"],
     }
-
-
-def _score(line: Line, contender: Entering) -> Artifact:
-    """Decode the evaluation rows with one adapter, once: later rounds read what was found."""
-    from evoselect_pipeline.training.models import base_fingerprint, load_encoder, load_merged
-
-    config = line.config
-    metric = load_metric(config.task.metric)
-    encoder = load_encoder(config.model)
-    inputs = made_from(
-        line,
-        {**config.evaluation.model_dump(), "metric": metric.fingerprint},
-        encoder=encoder.fingerprint,
-        base=base_fingerprint(config.model),
-        adapter=contender.digest,
-        target_set=published_target_set(line).digest,
-    )
-    # Only the place: what else decides the answers is among the inputs.
-    named = config.model.model_dump(include={"name", "revision", "dtype", "max_length"})
-    name = digest(contender.digest, named)
-    directory = line.home.line_dir(line.name) / "evaluations" / name
-    if found := find(directory, inputs):
-        return found
-    from evoselect_pipeline.evaluation.answers import scored_answers
-
-    model = load_merged(config.model, contender.path, config.lora)
-    with publish(directory, inputs=inputs) as folder:
-        for split in EVALUATED:
-            predictions = scored_answers(
-                model,
-                encoder,
-                split_rows(line, split),
-                metric.score,
-                max_new_tokens=config.evaluation.max_new_tokens,
-                batch_size=config.evaluation.batch_size,
-                on_rows=partial(progress, f"{split} answers"),
-            )
-            write_json(folder / f"{split}.json", [asdict(p) for p in predictions])
-    return open_artifact(directory)
-
-
-def _scores(artifact: Artifact, split: str) -> list[float]:
-    path: Path = artifact.path / f"{split}.json"
-    return [prediction["score"] for prediction in read_json(path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,10 +25,11 @@ APPOINTED = "appointed_adapter"  # a person's choice of champion, beside the pro
 
 @dataclass(frozen=True)
 class Line:
-    """One line in one home."""
+    """One line in one home; `named_by` are the options that a command named it by, if one did."""
 
     config: LineConfig
     home: Home
+    named_by: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -43,6 +45,11 @@ class Line:
     def tracking(self) -> Tracking:
         """The line's MLflow runs."""
         return Tracking(self.home)
+
+    def command(self, words: str) -> str:
+        """A command about this line, to be pasted: it names the line as it was named to us."""
+        options = ("--line", self.name) if self.named_by is None else self.named_by
+        return " ".join(["evoselect", words, *map(shlex.quote, options)])
 
     def stage_dir(self, round_number: int, stage: str) -> Path:
         """Where a stage of a round publishes its artifact."""

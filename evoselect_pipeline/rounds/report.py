@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evoselect_pipeline.core.metrics import paired_bootstrap
-from evoselect_pipeline.core.selection import uniform_target_weights
+from evoselect_pipeline.core.selection import SourceShare, uniform_target_weights
 from evoselect_pipeline.report.facts import (
     Bill,
+    Canaries,
     Change,
+    ChangedAnswer,
     Example,
     Funnel,
+    Lengths,
     Outcome,
     Promotion,
     Round,
     TargetShare,
     Training,
 )
+from evoselect_pipeline.rounds.adaptation import CANARIES_FILE
 from evoselect_pipeline.rounds.candidates import has_answers
 from evoselect_pipeline.rounds.costs import seconds_spent
 from evoselect_pipeline.rounds.data import published_target_set, split_rows
@@ -37,6 +41,7 @@ from evoselect_pipeline.rounds.line import (
     read_json,
     write_json,
 )
+from evoselect_pipeline.rounds.verdicts import WHEN, budget_filled, has_lengths
 from evoselect_pipeline.stores.artifacts import (
     Artifact,
     find,
@@ -48,7 +53,7 @@ from evoselect_pipeline.stores.artifacts import (
 if TYPE_CHECKING:
     import polars as pl
 
-LAYOUT = 1  # of the page: a report of another layout is made anew
+LAYOUT = 2  # of the page: a report of another layout is made anew
 REPORT = "round_report"
 PAGE, FIGURES = "report.md", "figures"
 HTML = "report.html"
@@ -99,7 +104,13 @@ def promotion_of(line: Line, round_number: int) -> Promotion:
         artifact.inputs["settings"]["confidence"],
         len(scored["validation"]),
     )
-    return Promotion(facts["promoted"], change, facts["tolerance"], adapter_named(champion))
+    return Promotion(
+        facts["promoted"],
+        change,
+        facts["tolerance"],
+        adapter_named(champion),
+        drifts=bool(facts.get("drift")),
+    )
 
 
 def rejected_rows(line: Line, round_number: int, most: int) -> list[dict[str, Any]]:
@@ -173,22 +184,26 @@ def _figures_of(told: Round) -> dict[str, Any]:
 
 def _gathered(line: Line, round_number: int) -> Round:
     subset = line.artifact(round_number, "selected_subset")
-    picks = read_json(subset.path / "picks.json")
+    picks, facts = read_json(subset.path / "picks.json"), read_facts(subset)
     decisions = line.store.read_decisions(line.name, round_number)
     cloud, spread = cloud_and_spread(line, round_number, [pick["sample_id"] for pick in picks])
     return Round(
         line=line.name,
-        method=read_facts(subset)["method"],
+        method=facts["method"],
         outcomes=tuple(_outcome(line, number) for number in range(round_number + 1)),
         test=_change_of_test(line, round_number),
         promotion=promotion_of(line, round_number),
         funnel=_funnel(line, round_number),
         cloud=cloud,
-        targets=_target_shares(line, picks, set(read_facts(subset)["unreached_targets"])),
+        targets=_target_shares(line, picks, set(facts["unreached_targets"])),
         spread=spread,
         chosen=_examples(line, _evenly(picks), "rank"),
         rejected=_examples(line, _spread_over_reasons(decisions, EXAMPLES), "stage"),
         training=_training(line, round_number),
+        lengths=_lengths(line, round_number),
+        canaries=_canaries(line, round_number),
+        sources=tuple(SourceShare(**share) for share in facts.get("sources", ())),
+        num_sources=facts.get("num_sources", 1),
     )
 
 
@@ -215,16 +230,38 @@ def _change_of_test(line: Line, round_number: int) -> Change:
     return Change(*found, confidence, len(after))
 
 
+def _lengths(line: Line, round_number: int) -> tuple[Lengths, Lengths] | None:
+    facts = read_facts(line.artifact(round_number, "evaluation"))
+    if not has_lengths(facts):
+        return None
+    before, after = (
+        Lengths(facts[f"{when}_answer_tokens"], facts[f"{when}_truncated"]) for when in WHEN
+    )
+    return before, after
+
+
+def _canaries(line: Line, round_number: int) -> Canaries | None:
+    artifact = line.artifact(round_number, "evaluation")
+    facts = read_facts(artifact)
+    if "num_canaries" not in facts:
+        return None
+    changed = read_json(artifact.path / CANARIES_FILE)
+    found = (ChangedAnswer(row["prompt"], row["before"], row["after"]) for row in changed)
+    return Canaries(facts["num_canaries"], tuple(found))
+
+
 def _funnel(line: Line, round_number: int) -> Funnel:
     pool = read_facts(line.artifact(round_number, "candidates"))
     subset = read_facts(line.artifact(round_number, "selected_subset"))
     decided = subset["num_selected"] + subset["num_rejected"]
+    unread = pool.get("refused_rows", {})  # of files and of functions
     return Funnel(
-        generated=pool["num_generated"],
+        generated=pool["num_generated"] + sum(unread.values()),
         repeated=pool["num_generated"] - decided,
-        rejected=subset["rejected"],
+        rejected={**unread, **subset["rejected"]},
         selected=subset["num_selected"],
         short=subset["num_short"],
+        scarce=not budget_filled(line, round_number).passed,
     )
 
 

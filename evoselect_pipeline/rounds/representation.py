@@ -212,6 +212,7 @@ def store_gradients(
 
 def _reporting(batches: Iterator[GradientBatch], total: int) -> Iterator[GradientBatch]:
     done = 0
+    progress("gradients", done, total)
     for batch in batches:
         yield batch
         done += len(batch.sample_ids)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from evoselect_pipeline.progress import working_on
 from evoselect_pipeline.rounds.adaptation import evaluation, lora_checkpoint, promoted_adapter
 from evoselect_pipeline.rounds.candidates import candidates
 from evoselect_pipeline.rounds.costs import noted
@@ -39,6 +40,8 @@ class Stage:
     def materialize(self, line: Line, round_number: int) -> Artifact:
         """Run the stage and note what it took; MLflow watches the machine where a model works."""
         with ExitStack() as watch:
+            place = f"stage {STAGES.index(self) + 1} of {len(STAGES)}"
+            watch.enter_context(working_on(f"{place}: {self.name}"))
             watch.enter_context(noted(line, round_number, self.name))
             if self.uses_model:
                 watch.enter_context(watched(line.tracking, line.name, round_number))

@@ -21,6 +21,10 @@ from evoselect_pipeline.rounds.line import PROMOTED, Line, adapter_named, read_f
 LARGEST_UNUSABLE_SHARE = 0.5
 SMALLEST_DISTINCT_SHARE = 0.5
 LARGEST_LENGTH_RATIO = 3.0
+SMALLEST_FILLED_SHARE = 0.5
+LARGEST_GROWTH = 2.0  # of the answers, and of the share that is cut off
+LEAST_TRUNCATED = 0.1  # more of the answers cut off; less may be a matter of a few rows
+WHEN, LENGTHS = ("before", "after"), ("answer_tokens", "truncated")  # facts of evaluation
 ROUNDING_SLACK = 1e-6  # the guard stops on its floor, give or take the last digits
 
 
@@ -153,9 +157,7 @@ def training_rows_end_with_eos(line: Line, round_number: int) -> Verdict:
         left_out = read_facts(subset)["rejected"]
         return Verdict(
             False,
-            f"no row was chosen; left out were {_counted(left_out)}. Have the generator write rows"
-            " more like the targets, or loosen what the largest of these reasons names"
-            " (docs/how-selection-works.md)",
+            f"no row was chosen; {_why_left_out(left_out)}",
             {"num_rows": 0, "num_unusable": 0},
         )
     encoder = load_encoder(line.config.model)
@@ -193,6 +195,17 @@ def targets_reached(line: Line, round_number: int) -> Verdict:
     return Verdict(not unreached, sentence, {"num_unreached": len(unreached)})
 
 
+def budget_filled(line: Line, round_number: int) -> Verdict:
+    """At least half as many rows were chosen as the budget has room for."""
+    facts = read_facts(line.artifact(round_number, "selected_subset"))
+    chosen, budget = facts["num_selected"], facts["num_selected"] + facts["num_short"]
+    filled = chosen >= SMALLEST_FILLED_SHARE * budget
+    sentence = f"{chosen} rows were chosen, the budget has room for {budget}"
+    if not filled:
+        sentence += f"; {_why_left_out(facts['rejected'])}"
+    return Verdict(filled, sentence, {"num_selected": chosen, "budget": budget})
+
+
 def not_worse_than_before(line: Line, round_number: int) -> Verdict:
     """The trained adapter answers at least as many validation rows as the one before."""
     scores = read_facts(line.artifact(round_number, "evaluation"))
@@ -210,8 +223,56 @@ def not_worse_than_before(line: Line, round_number: int) -> Verdict:
     )
 
 
+def answers_not_drifting(line: Line, round_number: int) -> Verdict:
+    """The trained adapter's answers have not become much longer, nor do many more not end.
+
+    The share of validation answers that ran into `evaluation.max_new_tokens` must not have more
+    than doubled by more than a tenth of all; their mean length in tokens must not have more than
+    doubled while the accuracy did not rise. An adapter that fails is not promoted.
+    """
+    facts = read_facts(line.artifact(round_number, "evaluation"))
+    if not has_lengths(facts):
+        return Verdict(True, "an earlier version did not measure how long answers are", {})
+    length, longer = (facts[f"{when}_answer_tokens"] for when in WHEN)
+    share, more = (facts[f"{when}_truncated"] for when in WHEN)
+    sentence = (
+        f"answers have {longer:.1f} tokens in the mean, {length:.1f} before; {more:.1%} ran into"
+        f" evaluation.max_new_tokens, {share:.1%} before"
+    )
+    endless = more > LARGEST_GROWTH * share and more - share > LEAST_TRUNCATED
+    risen = facts["after_validation"] > facts["before_validation"]
+    drifts = endless or (longer > LARGEST_GROWTH * length and not risen)
+    if drifts:
+        sentence += (
+            ": look in round_report for chosen rows whose answers are long or do not end; if the"
+            " task wants such answers, raise evaluation.max_new_tokens"
+        )
+    figures = {"answer_tokens": longer, "truncated": more}
+    return Verdict(not drifts, sentence, figures)
+
+
+def has_lengths(scores: Mapping[str, Any]) -> bool:
+    """Whether facts of `evaluation` tell how long answers are: earlier versions did not ask."""
+    return all(f"{when}_{what}" in scores for when in WHEN for what in LENGTHS)
+
+
+def canaries_unchanged(line: Line, round_number: int) -> Verdict:
+    """The trained adapter answers every canary prompt as the one before did."""
+    facts = read_facts(line.artifact(round_number, "evaluation"))
+    if "num_canaries" not in facts:
+        return Verdict(True, "no canary is asked: evaluation.canaries names none", {})
+    number, changed = facts["num_canaries"], facts["canaries_changed"]
+    sentence = f"{changed} of {number} canary prompts are answered otherwise than before"
+    if changed:
+        sentence += (
+            ": round_report lists them; if one should have kept its answer, look among the chosen"
+            " rows for what taught the new one"
+        )
+    return Verdict(not changed, sentence, {"num_canaries": number, "canaries_changed": changed})
+
+
 def worth_promoting(line: Line, round_number: int) -> Verdict:
-    """The trained adapter is not worse than the incoming one by more than the tolerance."""
+    """The trained adapter is not worse than the incoming one, and its answers do not drift."""
     facts = read_facts(line.artifact(round_number, PROMOTED))
     gain, low, high = (facts[name] for name in ("gain_validation", "gain_low", "gain_high"))
     share = f"{line.config.promotion.confidence:.0%}"
@@ -219,18 +280,27 @@ def worth_promoting(line: Line, round_number: int) -> Verdict:
         f"validation accuracy {'rose' if gain >= 0 else 'fell'} by {abs(gain):.3f}"
         f" ({share} interval {low:+.3f} to {high:+.3f}; tolerance {facts['tolerance']:g})"
     )
+    if drift := facts.get("drift"):
+        measured += f"; {drift}"
     if facts["promoted"]:
         sentence = f"promoted: {measured}"
     else:
         sentence = (
             f"not promoted, {adapter_named(facts['champion_round'])} stays champion: {measured}."
             " The next round starts from it; round_report shows the rows this one learned from, and"
-            f" evoselect promote --line {line.name} --round {round_number} promotes it all the same"
+            f" {line.command(f'promote --round {round_number}')} promotes it all the same"
         )
     return Verdict(
         facts["promoted"],
         sentence,
         {"gain": gain, "gain_low": low, "gain_high": high},
+    )
+
+
+def _why_left_out(rejected: Mapping[str, int]) -> str:
+    return (
+        f"left out were {_counted(rejected)}. Have the generator write rows more like the targets,"
+        " or loosen what the largest of these reasons names (docs/how-selection-works.md)"
     )
 
 

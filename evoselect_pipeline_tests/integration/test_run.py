@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evoselect_pipeline.commands.console import stdout
 from evoselect_pipeline.config import LineConfig
 from evoselect_pipeline.core.text_keys import evaluation_keys, prompt_key
 from evoselect_pipeline.playground.tasks import BASE_MODEL_DIR
@@ -51,6 +52,7 @@ ROUND_KEYS = {
     "promoted",
     "num_candidates",
     "num_selected",
+    "budget",
     "rejected",
 }
 
@@ -140,6 +142,7 @@ def test_decisions_of_a_round_add_up_to_what_was_generated(runs):
         assert decisions["sample_id"].n_unique() == decisions.height
         assert decisions["selected"].sum() == told["num_selected"]
         assert sum(told["rejected"].values()) + told["num_selected"] == decisions.height
+        assert told["num_selected"] <= told["budget"] == 40
         assert decisions["reason"].str.len_chars().min() > 0
 
 
@@ -252,10 +255,33 @@ def test_lineage_of_a_round_tells_every_decision(runs, evoselect):
     decisions = json.loads(shown.out)
     assert len(decisions) == TINY["generator.num_candidates"]
     assert all(decision["reason"] for decision in decisions)
-    assert "the first chosen rows" in evoselect("lineage", "--round", 1, "--home", runs.home).out
+    samples = runs.store.get_samples([decision["sample_id"] for decision in decisions])
+    assert [(d["prompt"], d["completion"]) for d in decisions] == [
+        (sample.prompt, sample.completion) for sample in samples
+    ]
     missing = evoselect("lineage", "--round", 7, "--home", runs.home)
     assert missing.code == 2
     assert "no decisions yet" in missing.err
+
+
+@pytest.mark.parametrize(("option", "rounds"), [("--round", (1,)), ("--adapter", (0, 1))])
+def test_lineage_shows_the_rows_themselves_and_says_how_many_there_are(
+    runs, evoselect, option, rounds, monkeypatch
+):
+    monkeypatch.setattr(stdout, "width", 300)  # so that no cell is folded
+    given = ("lineage", option, 1, "--home", runs.home)
+    picks = [p for n in rounds for p in runs.artifact(n, "selected_subset", "picks.json")]
+    shown = evoselect(*given).out
+    assert f"20 of {len(picks)}" in shown
+    assert f"evoselect lineage {option} 1 --limit 0 --home {runs.home}" in shown
+    whole = evoselect(*given, "--limit", 0).out
+    assert f"all {len(picks)}" in whole
+    assert "--limit" not in whole
+    for sample in runs.store.get_samples([pick["sample_id"] for pick in picks]):
+        question = " ".join(sample.prompt.split())
+        cells = f"│ {sample.sample_id[:8]} │ {question[:50]}"
+        [line] = [line for line in whole.splitlines() if cells in line]
+        assert f"│ {sample.completion} " in line
 
 
 def test_init_makes_a_home_and_says_where(tmp_path):

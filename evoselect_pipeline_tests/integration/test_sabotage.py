@@ -65,7 +65,7 @@ def test_a_sabotaged_round_is_not_promoted_and_the_check_says_by_how_much(instan
     assert not verdict.passed
     assert verdict.severity == dg.AssetCheckSeverity.WARN
     assert "not promoted, the adapter of round 0000 stays champion" in verdict.description
-    assert "evoselect promote --line playground --round 1 promotes it" in verdict.description
+    assert "evoselect promote --round 1 --line playground promotes it" in verdict.description
     assert f"fell by {-facts['gain_validation']:.3f}" in verdict.description
     assert not said["not_worse_than_before"].passed
     assert champion(line).digest == honest

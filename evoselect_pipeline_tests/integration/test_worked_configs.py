@@ -7,6 +7,7 @@ import yaml
 
 from evoselect_pipeline.config_file import load_config
 from evoselect_pipeline.rounds.data import load_task
+from evoselect_pipeline_tests.integration.fake_llm import Reply, fake_llm
 from evoselect_pipeline_tests.integration.process import REPOSITORY
 
 EXAMPLES = REPOSITORY / "docs" / "examples"
@@ -85,7 +86,10 @@ def test_a_worked_configuration_passes_the_check_on_rows_of_its_form(
     name, on_local_rows, evoselect, tmp_path
 ):
     file = on_local_rows(name)
-    checked = evoselect("check", "--config", file, "--home", tmp_path / "home")
+    with fake_llm(lambda number, body: Reply({}, 500)) as server:
+        at = ("--set", f"generator.base_url={server.address}") if name in ROWS else ()
+        checked = evoselect("check", "--config", file, "--home", tmp_path / "home", *at)
+    assert not server.asked  # the list of models alone, which costs nothing
     assert checked.code == 0, checked.err
     assert "all is well" in checked.out
     assert not (tmp_path / "home").exists()
