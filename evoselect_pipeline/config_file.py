@@ -118,6 +118,8 @@ def _explain(error: ValidationError, where: str) -> str:
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             near = difflib.get_close_matches(path[-1], _known_keys(), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
+            if near == path[-1:]:
+                hint = " here; it belongs into another part"
             lines.append(f"{where}: unknown key {key!r}{hint}")
         else:
             shown = without_secrets(repr(item["input"]))

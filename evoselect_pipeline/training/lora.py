@@ -100,7 +100,7 @@ class Reporter(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         """Seal the checkpoint, which is whole now."""
-        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_step_end(self, args, state, control, **kwargs):
         """Tell the listener how far training is."""
