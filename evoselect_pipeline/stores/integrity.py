@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from evoselect_pipeline.errors import ArtifactError
-from evoselect_pipeline.stores.checksums import num_damaged
+from evoselect_pipeline.stores.checksums import CHECKSUM, num_damaged
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline.stores.lance_tables import LanceTables
+from evoselect_pipeline.stores.tables import sample_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 KEYS = {
     "samples": ("sample_id",),
@@ -47,7 +52,7 @@ def _problems_of(tables: LanceTables, name: str) -> Iterator[TableProblem]:
     if repeated:
         what = f"{repeated} of {len(frame)} rows repeat a key ({', '.join(key)})"
         yield TableProblem(name, what)
-    if changed := sum(map(num_damaged, tables.batches(name, ""))):
+    if changed := sum(_num_changed(name, batch) for batch in tables.batches(name, "")):
         what = f"{changed} of {len(frame)} rows are not what was stored"
         yield TableProblem(name, what)
     table = tables.open(name)
@@ -56,6 +61,13 @@ def _problems_of(tables: LanceTables, name: str) -> Iterator[TableProblem]:
         if entry["version"] not in versions:
             what = f"tag {tag} names version {entry['version']}, which is gone"
             yield TableProblem(name, what, tag)
+
+
+def _num_changed(name: str, batch: pa.RecordBatch) -> int:
+    """Rows that are not what was stored; of old tables only samples tell, by their ids."""
+    if name == "samples" and CHECKSUM not in batch.schema.names:
+        return sum(sample_of(row).sample_id != row["sample_id"] for row in batch.to_pylist())
+    return num_damaged(batch)
 
 
 def remove_tag(home: Home, table: str, tag: str) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from evoselect_pipeline.core.features import Features
 from evoselect_pipeline.core.records import ID_LENGTH, Sample
 from evoselect_pipeline.errors import ArtifactError, DataError
+from evoselect_pipeline.stores.checksums import RESTORE
 from evoselect_pipeline.stores.faults import fault
 from evoselect_pipeline.stores.home import Home, line_name, round_key
 from evoselect_pipeline.stores.lance_tables import NEVER, LanceTables
@@ -299,7 +300,7 @@ def _refuse_changed(found: dict[str, Sample], directory: Path) -> None:
     if changed:
         raise ArtifactError(
             f"{directory}: {len(changed)} samples are not what was stored, the first is"
-            f" {changed[0]}; restore the home's folder `lance` from a backup"
+            f" {changed[0]}; {RESTORE}"
         )
 
 

@@ -19,7 +19,9 @@ from evoselect_pipeline.errors import ArtifactError
 from evoselect_pipeline.stores.artifacts import sync
 from evoselect_pipeline.stores.checksums import (
     CHECKSUM,
+    RESTORE,
     refuse_damaged,
+    refuse_foreign,
     stored_schema,
     with_checksums,
 )
@@ -74,7 +76,9 @@ class LanceTables:
             return self._db.create_table(name, schema=schema, exist_ok=True)
         with self._reading(name):
             table = self._db.open_table(name)
-        refuse_newer(table.schema, f"{self.directory}: table {name}")
+            schema = table.schema
+        refuse_newer(schema, f"{self.directory}: table {name}")
+        refuse_foreign(schema, schema_of(name), f"{self.directory}: table {name}")
         return table
 
     def insert(self, name: str, rows: pa.Table, key: list[str]) -> int:
@@ -190,7 +194,7 @@ class LanceTables:
         except Exception as error:  # of damaged files Lance raises many kinds, and it panics
             raise ArtifactError(
                 f"{self.directory}: table {name} cannot be read: {str(error)[:500]}; if its files"
-                " are damaged, restore the home's folder `lance` from a backup"
+                f" are damaged, {RESTORE}"
             ) from error
 
     @contextmanager

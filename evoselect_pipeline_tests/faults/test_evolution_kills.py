@@ -1,17 +1,20 @@
 """SIGKILLs at random moments of whole evolutions: each ends, run again, as if they never were.
 
 A kill takes the run's whole process group, at a time drawn from all that is left of the evolution.
-`EVOSELECT_LONG=1` makes it 200 kills of evolutions of two rounds: an hour and more.
+Runs are forked from a process that has imported what takes long: kills fall on the work, not on
+imports. `EVOSELECT_LONG=1` makes it 200 kills, which takes an hour.
 """
 
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,16 +34,15 @@ from evoselect_pipeline.stores.home import Home, round_key
 from evoselect_pipeline_tests.integration.in_dagster import materialize
 from evoselect_pipeline_tests.integration.process import (
     IS_LONG,
+    REPOSITORY,
     manifests,
     overrides,
-    run_rounds,
-    start,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(6 * 3600 if IS_LONG else 600)]
 
 SEED = 3
-NUM_ROUNDS, NUM_KILLS, KILLS_EACH = (2, 200, 5) if IS_LONG else (1, 3, 3)
+NUM_ROUNDS, NUM_KILLS, KILLS_EACH = 2, *((200, 5) if IS_LONG else (4, 4))
 SETTINGS = overrides(train__checkpoint_steps=2)
 CONFIG = read_line_config(None, SETTINGS[1::2])
 NAMES = {"target_set"} | {stage.name for stage in STAGES}
@@ -52,7 +54,68 @@ UNTOLD = (
     "the alias `champion` names",
 )
 
+# Not Lance, Polars and what imports them: their threads would be missing in a fork.
+FORKS = """
+import json, os, sys
+import alembic, dagster, matplotlib.pyplot, peft, sklearn
+from transformers import Trainer
+from evoselect_pipeline.cli import main
+
+for line in sys.stdin:
+    if child := os.fork():
+        os.setpgid(child, child)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    os.dup2(2, 1)
+    sys.argv = json.loads(line)
+    main()
+"""
+
 Manifests = dict[str, tuple[bytes, int]]
+
+
+class Runs:
+    """Runs of `evoselect`, one after the other, each in a process and a group of its own."""
+
+    def __init__(self, errors: Path):
+        self._errors = errors
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        with errors.open("w") as file:
+            self._forks = subprocess.Popen(
+                [sys.executable, "-c", FORKS],
+                cwd=REPOSITORY,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                bufsize=0,
+            )
+
+    def start(self, *arguments: object) -> None:
+        command = json.dumps(["evoselect", *map(str, arguments)])
+        self._forks.stdin.write(f"{command}\n".encode())
+        self._child = self._number()
+
+    def have_ended(self, seconds: float = 0.0) -> bool:
+        """Whether the run ends by itself within some seconds."""
+        return bool(select.select([self._forks.stdout], [], [], seconds)[0])
+
+    def kill(self) -> None:
+        os.killpg(self._child, signal.SIGKILL)
+
+    def code(self) -> int:
+        """How the run ended; a failure of its own fails the test."""
+        code = self._number()
+        assert code in (0, -signal.SIGKILL), self._errors.read_text()[-5000:]
+        return code
+
+    def close(self) -> None:
+        self._forks.stdin.close()
+        self._forks.wait()
+
+    def _number(self) -> int:
+        return int(self._forks.stdout.readline())
 
 
 class Outcome(NamedTuple):
@@ -111,40 +174,35 @@ def stages_of(steps: set[str]) -> set[str]:
     return {step.rpartition("/")[2] for step in steps} & NAMES
 
 
-def begin(home: Path, done: Manifests) -> subprocess.Popen:
-    """Start a run in a group of its own, and wait until it works on what is not done yet."""
+def begin(runs: Runs, home: Path, done: Manifests) -> None:
+    """Start a run, and wait until it works on what is not done yet."""
     folder = home / "dagster/history/runs"
     before = set(folder.glob("*-*.db"))
-    command = ("run", "--home", home, "--rounds", rounds_left(home), "--format", "json", *SETTINGS)
-    child = start(*command, own_group=True)
-    while set(folder.glob("*-*.db")) == before:
-        assert child.poll() is None, child.communicate()[1]
+    runs.start("run", "--home", home, "--rounds", rounds_left(home), "--format", "json", *SETTINGS)
+    while set(folder.glob("*-*.db")) == before and not runs.have_ended():
         time.sleep(0.01)
     looked_at = {name.removeprefix("playground/") for name in done}
     with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
-        while not stages_of(steps(instance, dg.DagsterEventType.STEP_START) - looked_at):
-            assert child.poll() is None, child.communicate()[1]
-            time.sleep(0.1)
-    return child
+        while not (
+            stages_of(steps(instance, dg.DagsterEventType.STEP_START) - looked_at)
+            or runs.have_ended()
+        ):
+            time.sleep(0.05)
 
 
-def is_killed(home: Path, known: Manifests, times: dict[str, float], at: float) -> bool:
-    """Run, and kill the run's whole group at a time of the undisturbed run, unless it ended before.
+def is_killed(runs: Runs, home: Path, known: Manifests, times: dict[str, float], at: float) -> bool:
+    """Run, and kill the run at a time of the undisturbed one, unless it has ended before.
 
     The time is told from the last artifact before it: a busy machine stretches a part, not all.
     """
-    child = begin(home, known)
+    begin(runs, home, known)
     before = {name: there for name, there in times.items() if there <= at}
     last = max(before, key=before.__getitem__, default="")
-    while last and not is_published(home / "lines" / last) and child.poll() is None:
+    while last and not is_published(home / "lines" / last) and not runs.have_ended():
         time.sleep(0.01)
-    try:
-        child.wait(at - before.get(last, 0.0))
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-    _, errors = child.communicate()
-    assert child.returncode in (0, -signal.SIGKILL), errors
-    return child.returncode != 0
+    if not runs.have_ended(at - before.get(last, 0.0)):
+        runs.kill()
+    return runs.code() != 0
 
 
 def place_of_kill(home: Path) -> str:
@@ -171,10 +229,11 @@ def look(home: Path, known: Manifests) -> None:
     known.update(found)
 
 
-def end(home: Path) -> None:
+def end(runs: Runs, home: Path) -> None:
     """Let an evolution come to its end; where only its last words are missing, have them said."""
     if left := rounds_left(home):
-        run_rounds(home, SETTINGS, rounds=left)
+        runs.start("run", "--home", home, "--rounds", left, *SETTINGS)
+        assert runs.code() == 0
         return
     with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
         last = round_key(NUM_ROUNDS - 1)
@@ -182,38 +241,47 @@ def end(home: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def runs(tmp_path_factory):
+    found = Runs(tmp_path_factory.mktemp("runs") / "errors.txt")
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, runs):
     home = tmp_path_factory.mktemp("undisturbed") / "home"
-    child, began = begin(home, {}), time.time()
-    _, errors = child.communicate()
-    assert child.returncode == 0, errors
+    begin(runs, home, {})
+    began = time.time()
+    assert runs.code() == 0
     times = {name: max(at / 1e9 - began, 0.0) for name, (_, at) in acknowledged(home).items()}
     return Undisturbed(outcome(home), times)
 
 
-def kill_again_and_again(home: Path, undisturbed: Undisturbed, moments: random.Random, most: int):
+def kill_again_and_again(
+    runs: Runs, home: Path, undisturbed: Undisturbed, moments: random.Random, most: int
+) -> Iterator[str]:
     """Kill an evolution so many times, unless it comes to its end before; yield where."""
     known: Manifests = {}
     for _ in range(most):
         done = max((undisturbed.times[name] for name in known), default=0.0)
         at = moments.uniform(done, max(undisturbed.times.values()))
-        if is_killed(home, known, undisturbed.times, at):
+        if is_killed(runs, home, known, undisturbed.times, at):
             yield place_of_kill(home)
         look(home, known)
         if not rounds_left(home):
             break
-    end(home)
+    end(runs, home)
     look(home, known)
 
 
 def test_evolutions_that_are_killed_again_and_again_end_as_if_they_never_were(
-    undisturbed, tmp_path, monkeypatch
+    runs, undisturbed, tmp_path, monkeypatch
 ):
     moments, places, started = random.Random(SEED), Counter(), time.monotonic()
     homes = (tmp_path / f"home-{number}" for number in range(NUM_KILLS))
     for number, home in enumerate(homes, start=1):
         most = min(KILLS_EACH, NUM_KILLS - places.total())
-        places.update(kill_again_and_again(home, undisturbed, moments, most))
+        places.update(kill_again_and_again(runs, home, undisturbed, moments, most))
         assert outcome(home) == undisturbed.outcome
         command = ["evoselect", "check", "--strict", "--home", str(home), *SETTINGS]
         monkeypatch.setattr(sys, "argv", command)

@@ -50,11 +50,7 @@ def write_line(folder: Path, line: str, **changes: Any) -> Path:
 
 
 def start(
-    *arguments: object,
-    fault: str = "",
-    cwd: Path = REPOSITORY,
-    program: str = "evoselect",
-    own_group: bool = False,
+    *arguments: object, fault: str = "", cwd: Path = REPOSITORY, program: str = "evoselect"
 ) -> subprocess.Popen:
     """Start a command of the virtual environment."""
     environment = {
@@ -73,7 +69,6 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        process_group=0 if own_group else None,
     )
 
 
