@@ -218,7 +218,7 @@ def test_nothing_is_written_over_and_no_parent_made_before_anything_is_read(expo
     ("settings", "said"),
     [
         (["--round", "2"], "round 2 of line 'playground' is not finished"),
-        (["--set", "model.dtype=bfloat16"], "the adapter was trained on"),
+        (["--set", "model.dtype=bfloat16"], "was trained on"),
         (["--set", "model.name=./elsewhere"], "cannot load the"),
         (["--set", "line=another"], "line 'another' has no finished round"),
     ],
