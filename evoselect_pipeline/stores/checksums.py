@@ -27,12 +27,13 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
     return schema.append(pa.field(CHECKSUM, pa.int64()))
 
 
-def refuse_foreign(found: pa.Schema, expected: pa.Schema, where: str) -> None:
-    """Raise ArtifactError if a table has a column that no version gave it."""
-    if foreign := set(found.names) - {*expected.names, CHECKSUM}:
-        raise ArtifactError(
-            f"{where}: it has columns that nobody made, {sorted(foreign)}; {RESTORE}"
-        )
+def refuse_other_columns(found: pa.Schema, expected: pa.Schema, where: str) -> None:
+    """Raise ArtifactError if a table has other columns than it was made with."""
+    columns, made = ({field.name: field.type for field in schema} for schema in (found, expected))
+    columns.pop(CHECKSUM, None)
+    if columns != made:
+        names = sorted(name for name in {**columns, **made} if columns.get(name) != made.get(name))
+        raise ArtifactError(f"{where}: columns {names} are not as they were made; {RESTORE}")
 
 
 def with_checksums(rows: pa.Table) -> pa.Table:

@@ -21,7 +21,7 @@ from evoselect_pipeline.stores.checksums import (
     CHECKSUM,
     RESTORE,
     refuse_damaged,
-    refuse_foreign,
+    refuse_other_columns,
     stored_schema,
     with_checksums,
 )
@@ -78,7 +78,7 @@ class LanceTables:
             table = self._db.open_table(name)
             schema = table.schema
         refuse_newer(schema, f"{self.directory}: table {name}")
-        refuse_foreign(schema, schema_of(name), f"{self.directory}: table {name}")
+        refuse_other_columns(schema, schema_of(name), f"{self.directory}: table {name}")
         return table
 
     def insert(self, name: str, rows: pa.Table, key: list[str]) -> int:

@@ -39,7 +39,7 @@ from evoselect_pipeline_tests.integration.process import (
     overrides,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(6 * 3600 if IS_LONG else 600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(6 * 3600 if IS_LONG else 1500)]
 
 SEED = 3
 NUM_ROUNDS, NUM_KILLS, KILLS_EACH = 2, *((200, 5) if IS_LONG else (4, 4))
@@ -79,43 +79,42 @@ class Runs:
     """Runs of `evoselect`, one after the other, each in a process and a group of its own."""
 
     def __init__(self, errors: Path):
-        self._errors = errors
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        self._errors, self._child = errors, 0
         with errors.open("w") as file:
             self._forks = subprocess.Popen(
                 [sys.executable, "-c", FORKS],
                 cwd=REPOSITORY,
-                env=environment,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
                 bufsize=0,
             )
+        assert self._forks.stdin and self._forks.stdout
+        self._commands, self._answers = self._forks.stdin, self._forks.stdout
 
     def start(self, *arguments: object) -> None:
         command = json.dumps(["evoselect", *map(str, arguments)])
-        self._forks.stdin.write(f"{command}\n".encode())
-        self._child = self._number()
+        self._commands.write(f"{command}\n".encode())
+        self._child = int(self._answers.readline())
 
     def have_ended(self, seconds: float = 0.0) -> bool:
         """Whether the run ends by itself within some seconds."""
-        return bool(select.select([self._forks.stdout], [], [], seconds)[0])
+        return bool(select.select([self._answers], [], [], seconds)[0])
 
     def kill(self) -> None:
         os.killpg(self._child, signal.SIGKILL)
 
     def code(self) -> int:
         """How the run ended; a failure of its own fails the test."""
-        code = self._number()
+        code, self._child = int(self._answers.readline()), 0
         assert code in (0, -signal.SIGKILL), self._errors.read_text()[-5000:]
         return code
 
     def close(self) -> None:
-        self._forks.stdin.close()
-        self._forks.wait()
-
-    def _number(self) -> int:
-        return int(self._forks.stdout.readline())
+        if self._child:
+            self.kill()
+        self._forks.communicate()
 
 
 class Outcome(NamedTuple):
@@ -187,7 +186,7 @@ def begin(runs: Runs, home: Path, done: Manifests) -> None:
             stages_of(steps(instance, dg.DagsterEventType.STEP_START) - looked_at)
             or runs.have_ended()
         ):
-            time.sleep(0.05)
+            time.sleep(0.1)
 
 
 def is_killed(runs: Runs, home: Path, known: Manifests, times: dict[str, float], at: float) -> bool:

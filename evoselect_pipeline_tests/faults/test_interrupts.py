@@ -16,7 +16,7 @@ from evoselect_pipeline_tests.integration.process import finish, overrides, star
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-SETTINGS = overrides(train__steps=400, train__checkpoint_steps=10, quality__prior="none")
+SETTINGS = overrides(train__steps=150, train__checkpoint_steps=10, quality__prior="none")
 INTERRUPTED = "evoselect: interrupted; what was finished is kept"
 
 
@@ -52,5 +52,5 @@ def test_a9_a_run_that_is_interrupted_says_so_in_a_line_and_goes_on_where_it_was
     ended = finish("run", "--home", home, "--rounds", 1, *SETTINGS, "--format", "json")
     assert ended.returncode == 0, ended.stderr
     assert len(json.loads(ended.stdout)["rounds"]) == 1
-    assert len(json.loads((folder / "lora_checkpoint/losses.json").read_text())) == 400
+    assert len(json.loads((folder / "lora_checkpoint/losses.json").read_text())) == 150
     assert list(audit(Line(read_line_config(None, SETTINGS[1::2]), Home(home)))) == []

@@ -48,7 +48,7 @@ def in_memory(config, folder, monkeypatch) -> tuple[list[list[str]], list[dict]]
     return chosen, told["rounds"]
 
 
-@pytest.mark.parametrize("case", CASES if IS_LONG else [*CASES][:2])
+@pytest.mark.parametrize("case", CASES if IS_LONG else [*CASES][:1])
 def test_a_chain_in_memory_and_the_stages_choose_and_train_alike(case, tmp_path, monkeypatch):
     changes, judges = CASES[case]
     settings = SETTINGS | changes

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from evoselect_pipeline.config import LoraSettings, ModelSettings
 from evoselect_pipeline.errors import ArtifactError
+from evoselect_pipeline.training.lora import seal
 from evoselect_pipeline.training.models import load_base, with_adapter
 from evoselect_pipeline_tests.faults.test_training_that_ends_early import STEPS, at_step
 from evoselect_pipeline_tests.invariants.test_equivalence import train
@@ -103,6 +104,7 @@ def test_g2_a_checkpoint_that_is_a_trap_does_not_spring(tmp_path, monkeypatch, f
         at_step(patched, 3, interrupt)
         train(tmp_path, **STEPS)
     torch.save(Trap(tmp_path / "ran"), tmp_path / "work/checkpoint-2" / file)
+    seal(tmp_path / "work/checkpoint-2")  # who can plant it can do that as well
     kept = tmp_path / "kept"
     shutil.copytree(tmp_path / "work", kept)
     if file == "training_args.bin":  # nobody reads it
