@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evoselect_pipeline.core.records import ID_LENGTH, Message, Sample
 from evoselect_pipeline.errors import ArtifactError, DataError, NumericsError
-from evoselect_pipeline.stores.checksums import refuse_damaged
+from evoselect_pipeline.stores.checksums import RESTORE, refuse_damaged
 from evoselect_pipeline.stores.home import line_name, round_key
 
 if TYPE_CHECKING:
@@ -117,7 +117,16 @@ def sample_rows(
 
 
 def sample_of(row: dict[str, Any]) -> Sample:
-    """The sample that `sample_rows` wrote."""
+    """The sample that `sample_rows` wrote.
+
+    Raises
+    ------
+    ArtifactError
+        If a part of it is missing, as damage may leave a table without checksums.
+    """
+    parts = [row["messages"], row["parents"]]
+    if None in parts or any(turn is None or None in turn.values() for turn in row["messages"]):
+        raise ArtifactError(f"sample {row['sample_id']}: a part of it is missing; {RESTORE}")
     return Sample(
         messages=tuple(Message(turn["role"], turn["content"]) for turn in row["messages"]),
         subtask=row["subtask"],
