@@ -129,6 +129,7 @@ def _answered(
 ) -> Artifact:
     """Predictions of one adapter, a file for each kind of rows."""
     from evoselect_pipeline.evaluation.answers import scored_answers
+    from evoselect_pipeline.training.memory import memory_bounded_by
     from evoselect_pipeline.training.models import load_encoder, load_merged
 
     config = line.config
@@ -145,14 +146,15 @@ def _answered(
     with publish(directory, inputs=inputs) as folder:
         for kind, samples in rows.items():
             told = partial(progress, f"{kind} answers, {_whose(contender)}")
-            predictions = scored_answers(
-                model,
-                encoder,
-                samples,
-                score,
-                max_new_tokens=config.evaluation.max_new_tokens,
-                batch_size=config.evaluation.batch_size,
-                on_rows=told,
-            )
+            with memory_bounded_by("evaluation.batch_size", config.evaluation.batch_size):
+                predictions = scored_answers(
+                    model,
+                    encoder,
+                    samples,
+                    score,
+                    max_new_tokens=config.evaluation.max_new_tokens,
+                    batch_size=config.evaluation.batch_size,
+                    on_rows=told,
+                )
             write_json(folder / f"{kind}.json", [asdict(p) for p in predictions])
     return open_artifact(directory)

@@ -170,14 +170,12 @@ def _taught(
 def _surprise(rows: Sequence[Encoded], config: LineConfig, adapter: Path | None) -> np.ndarray:
     """Negative log-likelihood of each row's whole answer under the proxy, in nats."""
     from evoselect_pipeline.core.losses import answer_losses
+    from evoselect_pipeline.training.memory import memory_bounded_by
     from evoselect_pipeline.training.models import load_encoder, load_merged
 
-    proxy = config.proxy or config.model
-    losses = answer_losses(
-        load_merged(proxy, adapter, config.lora),
-        rows,
-        load_encoder(proxy).pad_id,
-        batch_tokens=config.gradients.batch_tokens,
-        on_rows=partial(progress, "judged answers"),
-    )
+    proxy, batch_tokens = config.proxy or config.model, config.gradients.batch_tokens
+    model, pad_id = load_merged(proxy, adapter, config.lora), load_encoder(proxy).pad_id
+    told = partial(progress, "judged answers")
+    with memory_bounded_by("gradients.batch_tokens", batch_tokens):
+        losses = answer_losses(model, rows, pad_id, batch_tokens=batch_tokens, on_rows=told)
     return losses * np.array([row.num_trained for row in rows])

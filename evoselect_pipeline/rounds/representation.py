@@ -152,7 +152,7 @@ def compute_gradients(
             extractor, rows, span=span, batch_tokens=budget, present=present
         )
     folded = span.folded if span else np.zeros((0, settings.dim), np.float32)
-    return Extraction(_reporting(batches, len(rows)), unusable, folded)
+    return Extraction(_reporting(batches, len(rows), settings), unusable, folded)
 
 
 def make_extractor(
@@ -210,12 +210,17 @@ def store_gradients(
     return sorted(useless, key=lambda row: row.sample_id)
 
 
-def _reporting(batches: Iterator[GradientBatch], total: int) -> Iterator[GradientBatch]:
+def _reporting(
+    batches: Iterator[GradientBatch], total: int, settings: GradientSettings
+) -> Iterator[GradientBatch]:
+    from evoselect_pipeline.training.memory import memory_bounded_by
+
     done = 0
     progress("gradients", done, total)
-    for batch in batches:
-        yield batch
-        done += len(batch.sample_ids)
-        progress("gradients", done, total)
+    with memory_bounded_by("gradients.batch_tokens", settings.batch_tokens):
+        for batch in batches:
+            yield batch
+            done += len(batch.sample_ids)
+            progress("gradients", done, total)
     if done < total:  # the others were stored already
         progress("gradients", total, total)

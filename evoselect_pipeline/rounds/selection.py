@@ -88,8 +88,12 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
     present = line.store.present(fingerprint, config.gradients.dim)
     if span:
         present &= line.store.placed(span, len(targets))
+    rows = [*line.store.get_samples(candidate_ids + history_ids), *targets]
+    num_missing = sum(row.sample_id not in present for row in rows)
+    width = config.gradients.dim + (len(targets) if span else 0)
+    line.store.refuse_small_disk(num_missing, width)
     batches, unusable, folded = compute_gradients(
-        [*line.store.get_samples(candidate_ids + history_ids), *targets],
+        rows,
         targets,
         proxy,
         encoder,

@@ -10,6 +10,7 @@ Legend: n rows asked for, D width of a sketched gradient.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from evoselect_pipeline.core.gradients import GradientBatch
 
 SHORTEST_PREFIX = 4
+FEATURE_BYTES = 2  # float16
+SPACE_TO_JOIN = 1.3  # files of a table are joined by writing them anew, a part at a time
 
 
 class LanceStore:
@@ -153,6 +156,24 @@ class LanceStore:
     def placed(self, span: str, num_targets: int) -> set[str]:
         """Ids whose coordinates among the targets of this span are stored."""
         return self._present(coordinates_table(num_targets), span)
+
+    def refuse_small_disk(self, num_rows: int, width: int) -> None:
+        """Refuse features [num_rows, width] that the disk has no room for, before any is computed.
+
+        Raises
+        ------
+        ArtifactError
+            With what is free, and how what is wanted comes about.
+        """
+        wanted = FEATURE_BYTES * num_rows * width * SPACE_TO_JOIN
+        free = shutil.disk_usage(self.directory).free
+        if wanted > free:
+            raise ArtifactError(
+                f"{self.directory}: {_gib(free)} are free, {_gib(wanted)} are wanted:"
+                f" {FEATURE_BYTES} bytes x {width:,} numbers x {num_rows:,} rows, times"
+                f" {SPACE_TO_JOIN} while files are joined. Free space, lower gradients.dim, or"
+                " set EVOSELECT_HOME to another disk"
+            )
 
     def put_gradients(self, fingerprint: str, batch: GradientBatch, span: str | None = None) -> int:
         """Store gradient features as float16, in one commit a table; return how many are new.
@@ -310,3 +331,7 @@ def _refuse_missing(missing: list[str], what: str, directory: Path) -> None:
             f"{directory}: {len(missing)} {what} are not stored, the first is {missing[0]};"
             " remove the folder of the stage that makes them, then materialize it again"
         )
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

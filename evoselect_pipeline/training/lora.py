@@ -30,6 +30,7 @@ from transformers import (
 from evoselect_pipeline.core.encoding import Encoded
 from evoselect_pipeline.errors import DataError, NumericsError
 from evoselect_pipeline.stores.artifacts import write_text_atomic
+from evoselect_pipeline.training.memory import memory_bounded_by
 from evoselect_pipeline.training.models import load_encoder, load_trainable, with_adapter
 
 if TYPE_CHECKING:
@@ -157,7 +158,9 @@ def train_adapter(
     )
     # Its console output would break our progress display; the report carries the same figures.
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
+    same_steps = ", double train.accumulation for the same steps,"
+    with memory_bounded_by("train.batch_size", train.batch_size, same_steps):
+        trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
     _save(student, out_dir)
     shutil.rmtree(work_dir, ignore_errors=True)
     history = trainer.state.log_history

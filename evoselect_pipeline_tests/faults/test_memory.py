@@ -4,11 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from evoselect_pipeline.errors import ConfigError
+from evoselect_pipeline.training.memory import memory_bounded_by
+
 EXTRACT = """
 import resource, sys
 from pathlib import Path
 import torch
 from evoselect_pipeline.config import GradientSettings, LoraSettings, ModelSettings
+from evoselect_pipeline.errors import ConfigError
 from evoselect_pipeline.core.records import sample_from_pair
 from evoselect_pipeline.rounds import representation as rep
 from evoselect_pipeline.stores.home import Home
@@ -53,7 +60,7 @@ def extract(batch_tokens, num_bytes=64 * 2**20):
 
 try:
     extract(4096)
-except RuntimeError as error:
+except ConfigError as error:
     print(error)
 print(*extract(512))
 """
@@ -69,6 +76,19 @@ def test_a11_an_extraction_that_runs_out_of_memory_goes_on_with_smaller_batches(
     )
     assert ended.returncode == 0, ended.stderr
     said, counts = ended.stdout.strip().rsplit("\n", 1)
+    assert said.startswith("gradients.batch_tokens: memory ran out at 4096 (")
     assert "can't allocate memory: you tried to allocate" in said
+    assert said.endswith("). Halve it and run again; what is stored stays")
     stored, in_the_end = map(int, counts.split())
     assert 0 < stored < in_the_end == 120, "what was stored before is not computed again"
+
+
+def test_a11_memory_that_runs_out_is_told_with_the_setting_to_halve():
+    no_room = r"train\.batch_size: memory ran out at 16 \(.*\)\. Halve it, and more, and run again"
+    with (
+        pytest.raises(ConfigError, match=no_room),
+        memory_bounded_by("train.batch_size", 16, ", and more,"),
+    ):
+        torch.empty(2**60)  # 4 EiB
+    with pytest.raises(RuntimeError, match="shapes"), memory_bounded_by("train.batch_size", 16):
+        torch.ones(2, 3) @ torch.ones(2, 3)
