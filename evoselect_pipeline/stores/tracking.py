@@ -66,6 +66,7 @@ class Tracking:
 
     def __init__(self, home: Home):
         self.home = home
+        self._open: dict[str, str] = {}  # ids of the runs that were seen to be open, by their names
 
     def line_run(self, line: str) -> str:
         """Id of the parent run of a line; created at first, open while a round is."""
@@ -199,8 +200,9 @@ class Tracking:
     def finish_round(self, line: str, round: int, status: str = "FINISHED") -> None:
         """Close the run of a round, and the line's until its next round begins."""
         fault("tracking:finish:before")
-        self._client.set_terminated(self.round_run(line, round), status)
-        self._client.set_terminated(self.line_run(line), status)
+        for run_id in (self.round_run(line, round), self.line_run(line)):
+            self._client.set_terminated(run_id, status)
+        self._open.clear()
 
     def open_rounds(self) -> list[tuple[str, int]]:
         """Line and number of every round whose run has not ended, oldest first."""
@@ -306,14 +308,15 @@ class Tracking:
 
     def _run(self, tags: dict[str, str], name: str) -> str:
         """Find the run with these line and round tags, or create it; leave it running."""
-        found = self._find(tags[LINE_TAG], tags[ROUND_TAG])
-        if found is None:
-            run = self._client.create_run(self._experiment_id, tags=tags, run_name=name)
-            fault("tracking:run:after_create")
-            return run.info.run_id
-        if found.info.status != "RUNNING":
-            self._client.update_run(found.info.run_id, status="RUNNING")
-        return found.info.run_id
+        if name not in self._open:
+            found = self._find(tags[LINE_TAG], tags[ROUND_TAG])
+            if found is None:
+                found = self._client.create_run(self._experiment_id, tags=tags, run_name=name)
+                fault("tracking:run:after_create")
+            elif found.info.status != "RUNNING":
+                self._client.update_run(found.info.run_id, status="RUNNING")
+            self._open[name] = found.info.run_id
+        return self._open[name]
 
     def _find(self, line: str, key: str) -> Run | None:
         # Line and key are checked names, so neither can escape the quotes.

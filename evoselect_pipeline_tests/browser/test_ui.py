@@ -5,9 +5,12 @@ import signal
 import socket
 import time
 
+import dagster as dg
 import pytest
 
+from evoselect_pipeline.rounds.line import read_json
 from evoselect_pipeline.rounds.stages import STAGES
+from evoselect_pipeline_tests.browser.clicks import ask_about, read_report, switch_on
 from evoselect_pipeline_tests.browser.serving import processes_of, served, stop
 from evoselect_pipeline_tests.integration.process import finish
 
@@ -17,6 +20,7 @@ pytestmark = [
 ]
 
 ROUND_TIMEOUT_S = 300
+PICKS = "lines/tiny/0000/selected_subset/picks.json"
 
 
 def choose_round(page, key: str) -> None:
@@ -75,9 +79,20 @@ def find_metric_in_mlflow(page, runs: str, round_name: str, metric: str) -> None
     page.get_by_text(metric, exact=True).first.wait_for()
 
 
+def assert_switched_on(page, instance: dg.DagsterInstance, name: str) -> None:
+    """Wait until the instance holds that a schedule runs."""
+    deadline = time.monotonic() + 60
+    while True:
+        states = {found.instigator_name: found for found in instance.all_instigator_state()}
+        if name in states and states[name].status.value == "RUNNING":
+            return
+        assert time.monotonic() < deadline, states
+        page.wait_for_timeout(200)
+
+
 @pytest.mark.browser
 @pytest.mark.usefixtures("tiny_line")
-def test_a_round_launched_by_clicks_runs_in_the_daemon_and_shows_in_both_uis(page, tmp_path):
+def test_a_round_launched_by_clicks_shows_in_both_uis_and_explains_itself(page, tmp_path):
     with served(tmp_path / "home") as ui:
         run_id = launch_round(page, ui.dagster, "0000")
         wait_for_success(page)
@@ -93,6 +108,12 @@ def test_a_round_launched_by_clicks_runs_in_the_daemon_and_shows_in_both_uis(pag
             assert_materialized(page, of_round, run_id, re.compile("^Materialized$"))
 
         find_metric_in_mlflow(page, ui.mlflow, "tiny/0000", "test/after")
+
+        read_report(page, ui.dagster, 0)
+        ask_about(page, ui.dagster, read_json(ui.home / PICKS)[0])
+        switch_on(page, ui.dagster, "tiny_nightly")
+        with dg.DagsterInstance.from_config(str(ui.home / "dagster")) as instance:
+            assert_switched_on(page, instance, "tiny_nightly")
         stop(ui, signal.SIGTERM)
 
 

@@ -4,15 +4,13 @@ A kill takes the run's whole process group. Its moment is drawn from the evoluti
 nobody disturbs it: first between which two artifacts, so that short stages are met as often as long
 ones, then when between them.
 Runs are forked from a process that has imported what takes long: kills fall on the work, not on
-imports. `EVOSELECT_LONG=1` makes it 200 kills, which takes an hour.
+imports. `EVOSELECT_LONG=1` makes it 200 kills, which takes three quarters of an hour.
 """
 
 import json
 import os
 import random
-import select
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -34,10 +32,10 @@ from evoselect_pipeline.rounds.report import REPORT
 from evoselect_pipeline.rounds.stages import STAGES
 from evoselect_pipeline.stores.artifacts import is_published, open_artifact
 from evoselect_pipeline.stores.home import Home, round_key
+from evoselect_pipeline_tests.integration.forked import Forked
 from evoselect_pipeline_tests.integration.in_dagster import materialize
 from evoselect_pipeline_tests.integration.process import (
     IS_LONG,
-    REPOSITORY,
     manifests,
     overrides,
 )
@@ -57,67 +55,7 @@ UNTOLD = (
     "the alias `champion` names",
 )
 
-# Not Lance, Polars and what imports them: their threads would be missing in a fork.
-FORKS = """
-import json, os, sys
-import alembic, dagster, matplotlib.pyplot, peft, sklearn
-from transformers import Trainer
-from evoselect_pipeline.cli import main
-
-for line in sys.stdin:
-    if child := os.fork():
-        os.setpgid(child, child)
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
-    os.dup2(2, 1)
-    sys.argv = json.loads(line)
-    main()
-"""
-
 Manifests = dict[str, tuple[bytes, int]]
-
-
-class Runs:
-    """Runs of `evoselect`, one after the other, each in a process and a group of its own."""
-
-    def __init__(self, errors: Path):
-        self._errors, self._child = errors, 0
-        with errors.open("w") as file:
-            self._forks = subprocess.Popen(
-                [sys.executable, "-c", FORKS],
-                cwd=REPOSITORY,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                bufsize=0,
-            )
-        assert self._forks.stdin and self._forks.stdout
-        self._commands, self._answers = self._forks.stdin, self._forks.stdout
-
-    def start(self, *arguments: object) -> None:
-        command = json.dumps(["evoselect", *map(str, arguments)])
-        self._commands.write(f"{command}\n".encode())
-        self._child = int(self._answers.readline())
-
-    def have_ended(self, seconds: float = 0.0) -> bool:
-        """Whether the run ends by itself within some seconds."""
-        return bool(select.select([self._answers], [], [], seconds)[0])
-
-    def kill(self) -> None:
-        os.killpg(self._child, signal.SIGKILL)
-
-    def code(self) -> int:
-        """How the run ended; a failure of its own fails the test."""
-        code, self._child = int(self._answers.readline()), 0
-        assert code in (0, -signal.SIGKILL), self._errors.read_text()[-5000:]
-        return code
-
-    def close(self) -> None:
-        if self._child:
-            self.kill()
-        self._forks.communicate()
 
 
 class Outcome(NamedTuple):
@@ -176,35 +114,48 @@ def stages_of(steps: set[str]) -> set[str]:
     return {step.rpartition("/")[2] for step in steps} & NAMES
 
 
-def begin(runs: Runs, home: Path, done: Manifests) -> None:
+def run_to_the_end(home: Path) -> Forked:
+    """Start a run of all rounds that are left."""
+    return Forked("run", "--home", home, "--rounds", rounds_left(home), *SETTINGS)
+
+
+def begin(home: Path, done: Manifests) -> Forked:
     """Start a run, and wait until it works on what is not done yet."""
     folder = home / "dagster/history/runs"
     before = set(folder.glob("*-*.db"))
-    runs.start("run", "--home", home, "--rounds", rounds_left(home), "--format", "json", *SETTINGS)
-    while set(folder.glob("*-*.db")) == before and not runs.have_ended():
+    run = run_to_the_end(home)
+    while set(folder.glob("*-*.db")) == before and run.poll() is None:
         time.sleep(0.01)
     looked_at = {name.removeprefix("playground/") for name in done}
     with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
         while not (
             stages_of(steps(instance, dg.DagsterEventType.STEP_START) - looked_at)
-            or runs.have_ended()
+            or run.poll() is not None
         ):
             time.sleep(0.1)
+    return run
 
 
-def is_killed(runs: Runs, home: Path, known: Manifests, times: dict[str, float], at: float) -> bool:
+def code_of(run: Forked) -> int | None:
+    """How a run ended; a failure of its own fails the test."""
+    _, errors = run.communicate()
+    assert run.returncode in (0, -signal.SIGKILL), errors[-5000:]
+    return run.returncode
+
+
+def is_killed(home: Path, known: Manifests, times: dict[str, float], at: float) -> bool:
     """Run, and kill the run at a time of the undisturbed one, unless it has ended before.
 
     The time is told from the last artifact before it: a busy machine stretches a part, not all.
     """
-    begin(runs, home, known)
+    run = begin(home, known)
     before = {name: there for name, there in times.items() if there <= at}
     last = max(before, key=before.__getitem__, default="")
-    while last and not is_published(home / "lines" / last) and not runs.have_ended():
+    while last and not is_published(home / "lines" / last) and run.poll() is None:
         time.sleep(0.01)
-    if not runs.have_ended(at - before.get(last, 0.0)):
-        runs.kill()
-    return runs.code() != 0
+    if run.wait(at - before.get(last, 0.0)) is None:
+        os.killpg(run.pid, signal.SIGKILL)
+    return code_of(run) != 0
 
 
 def place_of_kill(home: Path) -> str:
@@ -231,11 +182,10 @@ def look(home: Path, known: Manifests) -> None:
     known.update(found)
 
 
-def end(runs: Runs, home: Path) -> None:
+def end(home: Path) -> None:
     """Let an evolution come to its end; where only its last words are missing, have them said."""
-    if left := rounds_left(home):
-        runs.start("run", "--home", home, "--rounds", left, *SETTINGS)
-        assert runs.code() == 0
+    if rounds_left(home):
+        assert code_of(run_to_the_end(home)) == 0
         return
     with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
         last = round_key(NUM_ROUNDS - 1)
@@ -243,18 +193,10 @@ def end(runs: Runs, home: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    found = Runs(tmp_path_factory.mktemp("runs") / "errors.txt")
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, runs):
+def undisturbed(tmp_path_factory):
     home = tmp_path_factory.mktemp("undisturbed") / "home"
-    begin(runs, home, {})
-    began = time.time()
-    assert runs.code() == 0
+    run, began = begin(home, {}), time.time()
+    assert code_of(run) == 0
     times = {name: max(at / 1e9 - began, 0.0) for name, (_, at) in acknowledged(home).items()}
     return Undisturbed(outcome(home), times)
 
@@ -266,29 +208,29 @@ def draw_moments(times: dict[str, float], rng: random.Random, number: int) -> li
 
 
 def kill_again_and_again(
-    runs: Runs, home: Path, times: dict[str, float], moments: Sequence[float]
+    home: Path, times: dict[str, float], moments: Sequence[float]
 ) -> Iterator[str]:
     """Kill an evolution at these moments, and let it come to its end; yield where each kill hit."""
     known: Manifests = {}
     for at in moments:
-        if is_killed(runs, home, known, times, at):
+        if is_killed(home, known, times, at):
             yield place_of_kill(home)
         look(home, known)
         if not rounds_left(home):
             break
-    end(runs, home)
+    end(home)
     look(home, known)
 
 
 def test_evolutions_that_are_killed_again_and_again_end_as_if_they_never_were(
-    runs, undisturbed, tmp_path, monkeypatch
+    undisturbed, tmp_path, monkeypatch
 ):
     rng, places, started = random.Random(SEED), Counter(), time.monotonic()
     homes = (tmp_path / f"home-{number}" for number in range(NUM_KILLS))
     for number, home in enumerate(homes, start=1):
         most = min(KILLS_EACH, NUM_KILLS - places.total())
         moments = draw_moments(undisturbed.times, rng, most)
-        places.update(kill_again_and_again(runs, home, undisturbed.times, moments))
+        places.update(kill_again_and_again(home, undisturbed.times, moments))
         assert outcome(home) == undisturbed.outcome
         command = ["evoselect", "check", "--strict", "--home", str(home), *SETTINGS]
         monkeypatch.setattr(sys, "argv", command)

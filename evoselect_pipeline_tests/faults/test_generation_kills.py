@@ -9,7 +9,7 @@ from evoselect_pipeline.rounds.audit import audit
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.integration.fake_llm import fake_llm, rows
-from evoselect_pipeline_tests.integration.process import finish
+from evoselect_pipeline_tests.integration.forked import Forked
 
 
 def user_line(folder, server, **generator):
@@ -62,14 +62,14 @@ def test_e11_e12_a_round_that_is_killed_between_answers_asks_for_the_missing_one
     with fake_llm(sums) as server:
         config = user_line(tmp_path, server, concurrency=1)
         run = ("run", "--config", config, "--home", tmp_path / "home", "--rounds", 1)
-        killed = finish(*run, fault=fault)
-        assert killed.returncode == -9
+        assert Forked(*run, fault=fault).wait() == -9
         assert len(server.asked) == 9
-        ended = finish(*run, "--format", "json")
-        assert ended.returncode == 0, ended.stderr
+        ended = Forked(*run, "--format", "json")
+        out, errors = ended.communicate()
+        assert ended.returncode == 0, errors
         words = server.words()
         assert (len(words), len(set(words))) == (num_asked, 24), "each request once"
-    told = json.loads(ended.stdout)["rounds"][0]
+    told = json.loads(out)["rounds"][0]
     # The question of a test row is kept out, however often it was written.
     assert told["rejected"]["leaks_evaluation"] == 1
     folder = tmp_path / "home" / "lines" / "sums" / "0000"

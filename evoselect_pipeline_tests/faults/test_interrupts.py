@@ -12,7 +12,8 @@ from evoselect_pipeline.rounds.audit import audit
 from evoselect_pipeline.rounds.line import Line
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline.training.lora import CHECKPOINT_FILES
-from evoselect_pipeline_tests.integration.process import finish, overrides, start
+from evoselect_pipeline_tests.integration.forked import Forked, run_rounds
+from evoselect_pipeline_tests.integration.process import overrides
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -28,7 +29,7 @@ def checkpoints(home: Path) -> set[Path]:
 
 def end_by(signum: int, home: Path) -> None:
     """Start a run, end it by a signal while it trains, and hold that it ends as it should."""
-    child = start("run", "--home", home, "--rounds", 1, *SETTINGS)
+    child = Forked("run", "--home", home, "--rounds", 1, *SETTINGS)
     before, deadline = checkpoints(home), time.monotonic() + 300
     while checkpoints(home) <= before:
         assert child.poll() is None, child.communicate()[1]
@@ -49,8 +50,6 @@ def test_a9_a_run_that_is_interrupted_says_so_in_a_line_and_goes_on_where_it_was
     assert not (folder / "lora_checkpoint").exists()
     for kept in checkpoints(home):
         assert not [name for name in CHECKPOINT_FILES if not (kept / name).is_file()]
-    ended = finish("run", "--home", home, "--rounds", 1, *SETTINGS, "--format", "json")
-    assert ended.returncode == 0, ended.stderr
-    assert len(json.loads(ended.stdout)["rounds"]) == 1
+    assert len(run_rounds(home, SETTINGS, rounds=1)["rounds"]) == 1
     assert len(json.loads((folder / "lora_checkpoint/losses.json").read_text())) == 150
     assert list(audit(Line(read_line_config(None, SETTINGS[1::2]), Home(home)))) == []

@@ -19,14 +19,12 @@ from evoselect_pipeline.stores.artifacts import open_artifact
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline.stores.lance import LanceStore
 from evoselect_pipeline.stores.tracking import Tracking
+from evoselect_pipeline_tests.integration.forked import Forked, run_rounds
 from evoselect_pipeline_tests.integration.in_dagster import materialize
 from evoselect_pipeline_tests.integration.process import (
     IS_LONG,
-    finish,
     manifests,
     overrides,
-    run_rounds,
-    start,
 )
 
 # The fixture runs a dozen processes one after the other.
@@ -83,8 +81,9 @@ def finished(home: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def kill_at(home: Path, point: str) -> None:
-    ended = finish(*command(home), fault=point)
-    assert ended.returncode == -signal.SIGKILL, (point, ended.stderr)
+    run = Forked(*command(home), fault=point)
+    _, errors = run.communicate()
+    assert run.returncode == -signal.SIGKILL, (point, errors)
 
 
 def kill_after(home: Path, pattern: str, seconds: float, times: int = 1) -> None:
@@ -92,7 +91,7 @@ def kill_after(home: Path, pattern: str, seconds: float, times: int = 1) -> None
 
     Where that is to happen several times, the path must be gone again in between.
     """
-    child = start(*command(home))
+    child = Forked(*command(home))
     deadline = time.monotonic() + 300
     folder = home / "lines/playground/0000"
     for there in [True, False] * (times - 1) + [True]:

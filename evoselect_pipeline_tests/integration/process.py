@@ -1,10 +1,8 @@
 """The real `evoselect` in a process of its own, on rounds small enough for tests."""
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +47,9 @@ def write_line(folder: Path, line: str, **changes: Any) -> Path:
     return file
 
 
-def start(
-    *arguments: object, fault: str = "", cwd: Path = REPOSITORY, program: str = "evoselect"
-) -> subprocess.Popen:
-    """Start a command of the virtual environment."""
-    environment = {
+def environment(fault: str = "") -> dict[str, str]:
+    """The variables that a command is started with."""
+    variables = {
         **os.environ,
         "EVOSELECT_FAULT": fault,
         "OMP_NUM_THREADS": "1",
@@ -61,11 +57,18 @@ def start(
         "COLUMNS": "120",
     }
     # Dagster's own commands must not find the instance of a test in this process.
-    environment.pop("DAGSTER_HOME", None)
+    variables.pop("DAGSTER_HOME", None)
+    return variables
+
+
+def start(
+    *arguments: object, cwd: Path = REPOSITORY, program: str = "evoselect"
+) -> subprocess.Popen:
+    """Start a command of the virtual environment."""
     return subprocess.Popen(
         [BIN / program, *map(str, arguments)],
         cwd=cwd,
-        env=environment,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -77,14 +80,6 @@ def finish(*arguments: object, **options: Any) -> subprocess.CompletedProcess:
     child = start(*arguments, **options)
     out, err = child.communicate(timeout=300)
     return subprocess.CompletedProcess(child.args, child.returncode, out, err)
-
-
-def run_rounds(home: Path, settings: Sequence[str], rounds: int = 2) -> dict[str, Any]:
-    """`evoselect run --format json`, which must succeed; its report."""
-    command = ("run", "--home", home, "--rounds", rounds, "--format", "json", *settings)
-    ended = finish(*command)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
 
 
 def manifests(home: Path) -> dict[str, tuple[bytes, int]]:

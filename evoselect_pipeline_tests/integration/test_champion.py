@@ -19,13 +19,12 @@ from evoselect_pipeline.rounds.line import Line, entered, entering, stale_rounds
 from evoselect_pipeline.rounds.selection import projected_gradients
 from evoselect_pipeline.stores.artifacts import publish
 from evoselect_pipeline.stores.home import Home
+from evoselect_pipeline_tests.integration.forked import Forked, run_rounds
 from evoselect_pipeline_tests.integration.in_dagster import at_home
 from evoselect_pipeline_tests.integration.process import (
     TINY,
     manifests,
     overrides,
-    run_rounds,
-    start,
 )
 
 SETTINGS = [f"{key}={value}" for key, value in TINY.items()]
@@ -203,7 +202,7 @@ def test_repair_leaves_what_was_chosen_or_trained_to_a_person(line, evoselect):
 
 @pytest.mark.slow
 def test_repair_waits_for_nobody_who_works_on_the_line(line, evoselect):
-    holder = start("run", "--home", line.home.root, *overrides())
+    holder = Forked("run", "--home", line.home.root, *overrides())
     owner = line.home.locks_dir / "line-playground.owner.json"
     while not owner.exists():
         assert holder.poll() is None, holder.communicate()[1]

@@ -27,8 +27,9 @@ from evoselect_pipeline.stores.artifacts import publish
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline.training.merge import agreement, answer_logits
 from evoselect_pipeline.training.models import load_encoder, load_merged
+from evoselect_pipeline_tests.integration.forked import run_rounds
 from evoselect_pipeline_tests.integration.in_dagster import tiny
-from evoselect_pipeline_tests.integration.process import overrides, run_rounds
+from evoselect_pipeline_tests.integration.process import overrides
 
 KEY = "sk-a-key-that-must-stay-here"
 SETTINGS = overrides(quality__prior="none")

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from evoselect_pipeline.playground.tasks import task_rows
-from evoselect_pipeline_tests.integration.process import overrides, run_rounds
+from evoselect_pipeline_tests.integration.forked import run_rounds
+from evoselect_pipeline_tests.integration.process import overrides
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 

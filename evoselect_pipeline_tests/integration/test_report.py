@@ -11,8 +11,9 @@ from evoselect_pipeline.rounds.costs import hours_spent, seconds_spent
 from evoselect_pipeline.rounds.line import Line, read_facts
 from evoselect_pipeline.rounds.report import html_file, page_of, rejected_rows, round_report
 from evoselect_pipeline.rounds.stages import STAGES
+from evoselect_pipeline_tests.integration.forked import run_rounds
 from evoselect_pipeline_tests.integration.in_dagster import materialize
-from evoselect_pipeline_tests.integration.process import overrides, run_rounds
+from evoselect_pipeline_tests.integration.process import overrides
 
 pytestmark = pytest.mark.slow
 

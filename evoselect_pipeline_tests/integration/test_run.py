@@ -18,12 +18,12 @@ from evoselect_pipeline.stores.home import Home, round_key
 from evoselect_pipeline.stores.jsonl import read_samples
 from evoselect_pipeline.stores.lance import LanceStore
 from evoselect_pipeline.stores.tracking import PARENT_TAG, Tracking
+from evoselect_pipeline_tests.integration.forked import run_rounds
 from evoselect_pipeline_tests.integration.process import (
     TINY,
     finish,
     manifests,
     overrides,
-    run_rounds,
 )
 
 pytestmark = pytest.mark.slow
