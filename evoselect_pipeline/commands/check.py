@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from evoselect_pipeline.commands.console import print_json, print_table, stdout, visible
 from evoselect_pipeline.config_rows import SPLITS, ServerSource
 from evoselect_pipeline.errors import DataError, EvoselectError
@@ -25,8 +27,21 @@ if TYPE_CHECKING:
     from evoselect_pipeline.core.encoding import Encoder
     from evoselect_pipeline.core.records import Sample
     from evoselect_pipeline.playground.tasks import TaskRows
+    from evoselect_pipeline.stores.home import Home
 
 LEAST_FREE_GIB = 2
+NETWORK = (
+    "nfs",
+    "cifs",
+    "smb",
+    "9p",
+    "afs",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "fuse.sshfs",
+    "fuse.gluster",
+)
 
 
 def check_line(line: Line, strict: bool, repair: bool, format: str) -> int:
@@ -36,7 +51,7 @@ def check_line(line: Line, strict: bool, repair: bool, format: str) -> int:
     notes: list[str] = []
     try:
         rows, encoder = refuse_bad_input(line, num_rounds=0 if _waits_for_a_file(line) else 1)
-        notes = notes_on(line, rows, encoder)
+        notes = [*notes_on(line, rows, encoder), *_far_disk(line.home)]
         if isinstance(line.config.generator, ServerSource):
             Server(line.config.generator).probe()
     except EvoselectError as error:
@@ -120,9 +135,26 @@ def _refuse_unusable(asked: Mapping[str, list[Sample]], encoder: Encoder, line: 
 
 
 def _disk(home: Path) -> list[Problem]:
-    existing = next(folder for folder in (home, *home.parents) if folder.is_dir())
+    existing = _existing(home)
     free = shutil.disk_usage(existing).free / 2**30
     if free >= LEAST_FREE_GIB:
         return []
     what = f"{free:.1f} GiB are free, {LEAST_FREE_GIB} are wanted"
     return [Problem(str(existing), what, "free space, or set EVOSELECT_HOME to another disk")]
+
+
+def _far_disk(home: Home) -> list[str]:
+    """Tell of a home of SQLite files that other machines may reach, too."""
+    mounts = {Path(at.mountpoint): at.fstype for at in psutil.disk_partitions(all=True)}
+    existing = _existing(home.root).resolve()
+    kind = next((mounts[at] for at in (existing, *existing.parents) if at in mounts), "")
+    if home.mlflow_is_served or not kind.startswith(NETWORK):
+        return []
+    return [
+        f"{existing} lies on {kind}, where locks of files may not hold: let one machine alone work"
+        " on this home, or keep its databases in PostgreSQL (docs/deployment.md)"
+    ]
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())

@@ -2,12 +2,14 @@
 
 import os
 import sqlite3
+from collections import namedtuple
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
+from evoselect_pipeline.commands.check import _far_disk
 from evoselect_pipeline.errors import ArtifactError, ConfigError
 from evoselect_pipeline.stores.artifacts import publish
 from evoselect_pipeline.stores.home import MLFLOW_VARIABLE, MOST_PATH_BYTES, Home
@@ -77,3 +79,23 @@ def test_b8_a_database_whose_place_depends_on_the_folder_is_refused(tmp_path, mo
         Home(tmp_path / "home").init()
     monkeypatch.setenv(MLFLOW_VARIABLE, f"sqlite:///{tmp_path}/elsewhere.db")
     assert Home(tmp_path / "home").mlflow_uri == f"sqlite:///{tmp_path}/elsewhere.db"
+
+
+Mounted = namedtuple("Mounted", "mountpoint fstype")
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_told"),
+    [("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("ext4", False), ("overlay", False)],
+)
+def test_b8_databases_on_a_networks_file_system_are_told_of(tmp_path, monkeypatch, kind, is_told):
+    mounts = [Mounted("/", "nfs4" if not is_told else "ext4"), Mounted(str(tmp_path), kind)]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts)
+    told = _far_disk(Home(tmp_path / "not/made/yet"))
+    assert [note.partition(", ")[0] for note in told] == [f"{tmp_path} lies on {kind}"] * is_told
+
+
+def test_b8_databases_that_a_server_holds_are_safe_wherever_the_home_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: [Mounted("/", "nfs")])
+    monkeypatch.setenv(MLFLOW_VARIABLE, "http://127.0.0.1:5000")
+    assert _far_disk(Home(tmp_path)) == []
