@@ -310,10 +310,20 @@ class ChainSettings(Settings):
     )
 
 
-def _kind(value: Any) -> str | None:
+def kind_of(value: Any) -> str | None:
     """Which kind of task or generator is meant: the playground's, where none is named."""
     return (
         value.get("kind", "playground") if isinstance(value, dict) else getattr(value, "kind", None)
+    )
+
+
+def kinds_apart(task: Any, generator: Any) -> str:
+    """What is wrong with two kinds that do not go together; nothing if they do."""
+    if (task == "playground") == (generator == "playground"):
+        return ""
+    return (
+        "task.kind and generator.kind must both be playground, or neither; the task's is"
+        f" {task}, the generator's {generator}, and one that is left out is playground"
     )
 
 
@@ -331,7 +341,7 @@ class LineConfig(Settings):
     )
     task: Annotated[
         Annotated[PlaygroundTask, Tag("playground")] | Annotated[FileTask, Tag("files")],
-        Discriminator(_kind),
+        Discriminator(kind_of),
     ] = PlaygroundTask()
     generator: Annotated[
         Annotated[PlaygroundSource, Tag("playground")]
@@ -339,7 +349,7 @@ class LineConfig(Settings):
         | Annotated[FunctionSource, Tag("function")]
         | Annotated[ModelSource, Tag("model")]
         | Annotated[ServerSource, Tag("server")],
-        Discriminator(_kind),
+        Discriminator(kind_of),
     ] = PlaygroundSource()
     gates: GateSettings = GateSettings()
     min_candidates: int = Field(
@@ -378,6 +388,6 @@ class LineConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> LineConfig:
         line_name(self.line)
-        if (self.task.kind == "playground") != (self.generator.kind == "playground"):
-            raise ValueError("task.kind and generator.kind must both be playground, or neither")
+        if complaint := kinds_apart(self.task.kind, self.generator.kind):
+            raise ValueError(complaint)
         return self

@@ -13,13 +13,15 @@ import yaml
 from pydantic import ValidationError
 
 import evoselect_pipeline
-from evoselect_pipeline.config import LineConfig, spelled_out
+from evoselect_pipeline.config import LineConfig, kind_of, kinds_apart, spelled_out
 from evoselect_pipeline.core.private_text import without_secrets
 from evoselect_pipeline.errors import ConfigError
 
 # A folder of further lines, `<line>/defs.yaml`, for who does not want to edit the package's own.
 VARIABLE = "EVOSELECT_LINES"
 PACKAGED_LINES = Path(evoselect_pipeline.__file__).parent / "defs"
+KINDRED = ("task", "generator")  # parts whose kind decides about their keys
+AS_PATH, AS_DATASET = "lax-or-strict[", "HubRows"  # what pydantic calls the two forms of `Rows`
 
 
 def own_line_files() -> list[Path]:
@@ -59,7 +61,7 @@ def parse_config(data: Any, where: str, overrides: Sequence[str] = ()) -> LineCo
     Raises
     ------
     ConfigError
-        Naming the key, what was found, and for an unknown key the nearest known one.
+        Naming the key, what was found, and for an unknown key what may be meant.
     """
     if data is None:
         data = {}
@@ -73,7 +75,7 @@ def parse_config(data: Any, where: str, overrides: Sequence[str] = ()) -> LineCo
     try:
         return LineConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error, where)) from None
+        raise ConfigError(_explain(error, data, where)) from None
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LineConfig:
@@ -108,31 +110,90 @@ def _override(data: dict, override: str) -> None:
     data[last] = value
 
 
-def _explain(error: ValidationError, where: str) -> str:
-    lines = []
-    for item in error.errors():
+def _explain(error: ValidationError, data: dict, where: str) -> str:
+    # With the wrong kind, every key of the right one is unknown: the cause comes first.
+    kinds = {part: str(kind_of(data.get(part, {}))) for part in KINDRED}
+    are_known = all(section in _sections() for section in kinds.items())
+    apart = kinds_apart(*kinds.values()) if are_known else ""
+    items = error.errors()
+    lines = [f"{where}: {apart}"] if apart and any(item["loc"] for item in items) else []
+    for item in items:
         path = [str(part) for part in item["loc"]]
-        if len(path) > 1 and path[0] in ("task", "generator"):
-            del path[1]  # pydantic names the kind it took the value for
+        if path and path[-1].startswith(AS_PATH) and isinstance(item["input"], dict):
+            continue  # it is a dataset, whose own mistake is told, too
+        # pydantic names the kind it took the value for
+        kind = path.pop(1) if len(path) > 1 and path[0] in KINDRED else ""
+        path = [part for part in path if not part.startswith((AS_PATH, AS_DATASET))] or path
         key = ".".join(path)
+        shown = without_secrets(repr(item["input"]))
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            near = difflib.get_close_matches(path[-1], _known_keys(), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            if near == path[-1:]:
-                hint = " here; it belongs into another part"
+            hint = _hint(path, kind, spelled_out(data.get(path[0])))
             lines.append(f"{where}: unknown key {key!r}{hint}")
+        elif item["type"] == "union_tag_invalid":
+            found = item.get("ctx", {})["tag"]
+            known = _kinds_of(key)
+            near = _nearest(found, known)
+            lines.append(
+                f"{where}: {key}.kind: expected one of {', '.join(known)}, found"
+                f" {without_secrets(repr(found))}{near}"
+            )
+        elif item["type"] == "union_tag_not_found":
+            known = ", ".join(_kinds_of(key))
+            lines.append(
+                f"{where}: {key}: expected keys and values, and as its kind one of {known};"
+                f" found {shown}"
+            )
         else:
-            shown = without_secrets(repr(item["input"]))
             found = "" if isinstance(item["input"], dict) else f", found {shown}"
-            lines.append(f"{where}: {key or 'config'}: {item['msg']}{found}")
+            place = f"{where}: {key}" if key else where
+            lines.append(f"{place}: {item['msg'].removeprefix('Value error, ')}{found}")
     return "\n".join(lines)
 
 
+def _hint(path: Sequence[str], kind: str, given: Any) -> str:
+    """What may be meant by a key that its section does not know; `given` is its outermost one."""
+    *parents, key = path
+    place = ".".join(parents)
+    sections = _sections()
+    if place in KINDRED:
+        having = [other for other in _kinds_of(place) if key in sections[place, other]]
+        if having and isinstance(given, dict) and "kind" not in given:
+            return f"; `{place}.kind: {' or '.join(having)}` is missing"
+        if having:
+            return f" of kind {kind}; `{place}.kind: {' or '.join(having)}` has it"
+    elsewhere = [other or "the top level" for (other, _), keys in sections.items() if key in keys]
+    if elsewhere:
+        return f" here; it belongs into {' or '.join(dict.fromkeys(elsewhere))}"
+    known = sections[place, kind if place in KINDRED else ""]
+    return (
+        _nearest(key, known) or f"; the keys of {place or 'the top level'} are {', '.join(known)}"
+    )
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _kinds_of(part: str) -> list[str]:
+    return [kind for place, kind in _sections() if place == part]
+
+
 @cache
-def _known_keys() -> list[str]:
-    """Every key of the tree, for naming the nearest one."""
+def _sections() -> dict[tuple[str, str], list[str]]:
+    """The keys of every section, by its place in the tree and, for `KINDRED`, its kind."""
     schema = LineConfig.model_json_schema()
-    keys = set(schema["properties"])
-    for definition in schema["$defs"].values():
-        keys |= set(definition.get("properties", ()))
-    return sorted(keys)
+    found: dict[tuple[str, str], list[str]] = {}
+
+    def look(node: dict[str, Any], place: str) -> None:
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+        for option in (*node.get("anyOf", ()), *node.get("oneOf", ())):
+            look(option, place)
+        if keys := node.get("properties"):
+            found[place, keys.get("kind", {}).get("const", "")] = list(keys)
+            for key, child in keys.items():
+                look(child, f"{place}.{key}" if place else key)
+
+    look(schema, "")
+    return found

@@ -11,8 +11,8 @@ from evoselect_pipeline.errors import RoundOrderError
 from evoselect_pipeline.rounds.adaptation import round_facts
 from evoselect_pipeline.rounds.champion import champion
 from evoselect_pipeline.rounds.line import Line
-from evoselect_pipeline.rounds.report import html_file
-from evoselect_pipeline.rounds.verdicts import budget_filled
+from evoselect_pipeline.rounds.report import headline_of, html_file
+from evoselect_pipeline.rounds.verdicts import budget_filled, judge_knows_the_task
 
 LAST_ROUNDS = 5  # as many as a narrow terminal has room for
 EXPLANATION = """\
@@ -26,6 +26,7 @@ def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
     """Write the finished rounds of a line, and its champion, as a table or as JSON."""
     rounds = [round_facts(line, number) for number in range(line.next_round())]
     for facts in rounds:
+        facts["headline"] = headline_of(line, facts["round"])
         if facts["round"] in seconds:
             facts["seconds"] = round(seconds[facts["round"]], 1)
     champion = champion_of(line, rounds)
@@ -33,7 +34,8 @@ def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
         print_json({"rounds": rounds, "champion": champion})
         return
     if not rounds:
-        stdout.print(f"Line {line.name} has no finished round yet. Make the first:")
+        _print_whose(line)
+        stdout.print("Make the first:")
         stdout.print(f"  {line.command('run --rounds 1')}", markup=False, highlight=False)
         return
     columns = ["round", "base", "before", "after", "promoted", "candidates", "selected"]
@@ -42,8 +44,10 @@ def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
     rows = [_row(facts, timed) for facts in rounds]
     print_table(f"Line {line.name}: accuracy on the test rows", columns, rows)
     stdout.print(EXPLANATION, style="dim")
+    if headline := rounds[-1]["headline"]:
+        stdout.print(f"\nRound {rounds[-1]['round']}: {headline}", markup=False, highlight=False)
     _print_rejections(rounds)
-    _print_scarce(line, rounds)
+    _print_doubts(line, rounds)
     _print_champion(line, champion, rounds[-1])
 
 
@@ -101,10 +105,21 @@ def _print_rejections(rounds: Sequence[Mapping[str, Any]]) -> None:
     print_table("Candidates left out, by reason", columns, rows)
 
 
-def _print_scarce(line: Line, rounds: Sequence[Mapping[str, Any]]) -> None:
-    """Name the last rounds that had to do with few rows, whatever became of their adapters."""
+def _print_doubts(line: Line, rounds: Sequence[Mapping[str, Any]]) -> None:
+    """Tell which of the last rounds had few rows to choose, or a judge that knows little."""
     for facts in rounds[-LAST_ROUNDS:]:
-        found = budget_filled(line, facts["round"])
-        if not found.passed:
-            text = f"Round {facts['round']}: {found.sentence}"
-            stdout.print(text, style="yellow", markup=False, highlight=False)
+        for verdict in (budget_filled, judge_knows_the_task):
+            found = verdict(line, facts["round"])
+            if not found.passed:
+                text = f"Round {facts['round']}: {found.sentence}"
+                stdout.print(text, style="yellow", markup=False, highlight=False)
+
+
+def _print_whose(line: Line) -> None:
+    """Say of which line and home there is nothing to show, and what else is there."""
+    stdout.print(f"Line {line.name} has no finished round in {line.home.root}.", highlight=False)
+    manifests = (line.home.root / "lines").glob("*/0000/*/manifest.json")
+    others = {manifest.parents[2].name for manifest in manifests} - {line.name}
+    if others:
+        names = ", ".join(sorted(others))
+        stdout.print(f"Lines with rounds there: {names}; name one by --line or --config.")

@@ -18,6 +18,7 @@ from evoselect_pipeline.rounds.verdicts import (
     candidates_distinct,
     candidates_well_formed,
     gradients_finite,
+    judge_knows_the_task,
     no_evaluation_row_among_candidates,
     not_worse_than_before,
     targets_reached,
@@ -45,6 +46,7 @@ CHECKS = (
     (training_rows_end_with_eos, "selected_subset", True),
     (not_worse_than_before, "evaluation", False),
     (answers_not_drifting, "evaluation", False),
+    (judge_knows_the_task, "evaluation", False),
     (canaries_unchanged, "evaluation", False),
     (worth_promoting, "promoted_adapter", False),
 )

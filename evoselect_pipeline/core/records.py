@@ -130,7 +130,15 @@ def sample_from_row(row: Mapping[str, object], where: str, **provenance) -> Samp
 def _said_by(role: str, value: object, name: str, where: str) -> list[Message]:
     if isinstance(value, list):
         return _turns(value, name, where)
-    return [Message(role, value)]  # type: ignore[arg-type]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise RowError(
+            f"{where}: {name} must be text, got the number {value!r}: quote it, or in a table make"
+            " its column text",
+            "not_text",
+        )
+    if not isinstance(value, str):
+        raise RowError(f"{where}: {name} must be text, got {value!r}", "not_text")
+    return [Message(role, value)]
 
 
 def _turns(value: object, name: str, where: str) -> list[Message]:

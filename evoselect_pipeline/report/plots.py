@@ -143,7 +143,7 @@ def _promotion(panel: Axes, promotion: Promotion) -> None:
 
 def _steps(funnel: Funnel) -> list[tuple[str, int]]:
     """What was left out, in the order in which a round asks."""
-    steps = [("the very row stands there twice", funnel.repeated)] if funnel.repeated else []
+    steps = [(in_words("repeated"), funnel.repeated)] if funnel.repeated else []
     return steps + [
         (in_words(stage), funnel.rejected[stage]) for stage in in_order(funnel.rejected)
     ]

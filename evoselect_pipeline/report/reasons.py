@@ -10,6 +10,7 @@ REASONS = {
     "turns_out_of_order": "turns that do not alternate and end with the assistant",
     "empty_content": "an empty prompt or answer",
     "not_text": "a prompt or an answer that is no text",
+    "repeated": "the very row stands there twice",
     "leaks_evaluation": "asks what a target, validation or test row asks",
     "already_selected": "an earlier round trained on it",
     "too_short": "answer too short",

@@ -222,7 +222,10 @@ def round_facts(line: Line, round_number: int) -> dict[str, Any]:
         stage: read_facts(line.artifact(round_number, stage))
         for stage in ("candidates", "selected_subset", "evaluation", PROMOTED)
     }
-    scores = facts["evaluation"]
+    scores, chosen = facts["evaluation"], facts["selected_subset"]
+    read, unread = facts["candidates"]["num_generated"], facts["candidates"].get("refused_rows", {})
+    repeated = read - chosen["num_selected"] - sum(chosen["rejected"].values())
+    once = {"repeated": repeated} if repeated else {}
     return {
         "line": line.name,
         "round": round_number,
@@ -232,8 +235,8 @@ def round_facts(line: Line, round_number: int) -> dict[str, Any]:
         "after_low": scores["after_test_low"],
         "after_high": scores["after_test_high"],
         "promoted": facts[PROMOTED]["promoted"],
-        "num_candidates": facts["candidates"]["num_generated"],
-        "num_selected": facts["selected_subset"]["num_selected"],
-        "budget": facts["selected_subset"]["num_selected"] + facts["selected_subset"]["num_short"],
-        "rejected": facts["selected_subset"]["rejected"],
+        "num_candidates": read + sum(unread.values()),
+        "num_selected": chosen["num_selected"],
+        "budget": chosen["num_selected"] + chosen["num_short"],
+        "rejected": {**unread, **once, **chosen["rejected"]},
     }

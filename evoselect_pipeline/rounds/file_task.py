@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 from evoselect_pipeline.config_rows import SPLITS, FileTask, Rows
@@ -15,7 +16,14 @@ from evoselect_pipeline.stores.rows import UserRow, read_user_rows, rows_in_word
 LEAST_OF_SHARE = 0.5  # of an even share that nobody has put a number to
 
 
-def file_task_rows(task: FileTask) -> TaskRows:
+@dataclass(frozen=True)
+class FileTaskRows(TaskRows):
+    """A task's rows, and how many distinct ones its files hold: some may be in no split."""
+
+    num_distinct: int
+
+
+def file_task_rows(task: FileTask) -> FileTaskRows:
     """Read a task's rows, and draw what has no rows of its own from the labelled ones.
 
     Near-copies of each other are drawn for one purpose, and near-copies of rows that have a purpose
@@ -33,9 +41,13 @@ def file_task_rows(task: FileTask) -> TaskRows:
     }
     _refuse_shared_groups(own)
     found = {split: _some(task, split, rows) for split, rows in own.items()}
+    pool: list[UserRow] = []
     if task.rows is not None:
-        found |= _drawn(task, task.rows, own)
-    return TaskRows(*([row.sample for row in found[split]] for split in SPLITS))
+        pool = _distinct(read_user_rows(task.rows, task.columns))
+        found |= _drawn(task, task.rows, pool, own)
+    held = {row.sample.sample_id for rows in (pool, *own.values()) for row in rows}
+    splits = ([row.sample for row in found[split]] for split in SPLITS)
+    return FileTaskRows(*splits, num_distinct=len(held))
 
 
 def _refuse_shared_groups(own: dict[str, list[UserRow]]) -> None:
@@ -67,10 +79,9 @@ def _some(task: FileTask, split: str, rows: list[UserRow]) -> list[UserRow]:
 
 
 def _drawn(
-    task: FileTask, labelled: Rows, own: dict[str, list[UserRow]]
+    task: FileTask, labelled: Rows, pool: list[UserRow], own: dict[str, list[UserRow]]
 ) -> dict[str, list[UserRow]]:
-    """Labelled rows for each purpose that has none of its own."""
-    pool = _distinct(read_user_rows(labelled, task.columns))
+    """Rows of the pool, which `labelled` names, for each purpose that has none of its own."""
     missing = [split for split in SPLITS if split not in own]
     taken = [row for rows in own.values() for row in rows]
     rows = [*pool, *taken]

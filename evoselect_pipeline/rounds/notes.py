@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import sqrt
 from typing import TYPE_CHECKING
 
 from evoselect_pipeline.config import LineConfig
@@ -22,11 +23,14 @@ from evoselect_pipeline.generation.base import DroppedFiles
 from evoselect_pipeline.playground.tasks import TaskRows
 from evoselect_pipeline.report.reasons import in_words
 from evoselect_pipeline.report.text import UNSEEN, one_line
+from evoselect_pipeline.rounds.file_task import FileTaskRows
 from evoselect_pipeline.rounds.line import Line
 
 if TYPE_CHECKING:
     from evoselect_pipeline.core.encoding import Encoder
 
+FEW_TARGETS, GOOD_TARGETS = 16, 64
+FEW_ANSWERED, GOOD_ANSWERED = 50, 200  # validation or test rows
 MOST_CHARS = 60  # of a row that is named
 Placed = tuple[str, Sample]  # what a row is for, and the row
 
@@ -46,12 +50,51 @@ def notes_on(line: Line, rows: TaskRows, encoder: Encoder) -> list[str]:
 
 def _of_task(config: LineConfig, rows: TaskRows, encoder: Encoder) -> Iterator[str]:
     yield "rows: " + ", ".join(f"{len(getattr(rows, split))} {split}" for split in SPLITS)
+    yield from _few(rows)
+    if isinstance(rows, FileTaskRows):
+        yield from _unused(rows)
     if isinstance(config.task, FileTask):
         placed = [(split, row) for split in SPLITS for row in getattr(rows, split)]
         yield from _near_copies(placed, config.task.near_text)
         yield from _unseen(placed)
     answered = [*rows.validation, *rows.test]
     yield from _long_answers(answered, encoder, config.evaluation.max_new_tokens)
+
+
+def _few(rows: TaskRows) -> Iterator[str]:
+    """Splits that are too small to say much."""
+    if len(rows.targets) < FEW_TARGETS:
+        yield (
+            f"few targets: {len(rows.targets)} rows hardly say what the task asks, and selection"
+            f" follows them alone; {GOOD_TARGETS} are a good start"
+        )
+    for split in ("validation", "test"):
+        number = len(getattr(rows, split))
+        if number < FEW_ANSWERED:
+            yield (
+                f"few {split} rows: with {number} a gain of less than {_least_gain(number):.0f}"
+                " percentage points cannot be told from chance; with"
+                f" {GOOD_ANSWERED}, a good start, {_least_gain(GOOD_ANSWERED):.0f} points can"
+            )
+
+
+def _least_gain(num_rows: int) -> float:
+    """Percentage points that two accuracies near one half must differ by, at 95 % confidence.
+
+    The normal approximation of an unpaired difference, 1.96 * sqrt(2 * 0.25 / n), and 100 at most.
+    Pairing helps where models mostly give equal answers, which nobody knows beforehand.
+    """
+    return min(100.0, 196.0 * sqrt(0.5 / num_rows))
+
+
+def _unused(rows: FileTaskRows) -> Iterator[str]:
+    """Rows that the files hold and no split has."""
+    used = {row.sample_id for split in SPLITS for row in getattr(rows, split)}
+    if num_unused := rows.num_distinct - len(used):
+        yield (
+            f"{num_unused} of {rows.num_distinct} distinct rows are not used: the numbers of task"
+            " ask for fewer, an even share leaves a rest, or they nearly copy rows of another split"
+        )
 
 
 def _of_candidates(line: Line) -> Iterator[str]:

@@ -87,6 +87,13 @@ def page_of(line: Line, round_number: int, *, inline: bool = True) -> str:
     return text + cost_section(_seconds(line, round_number), _bill(line, round_number))
 
 
+def headline_of(line: Line, round_number: int) -> str | None:
+    """What the page says first: did it help, how sure is that; None where there is no page."""
+    if not line.has(round_number, REPORT):
+        return None
+    return read_facts(line.artifact(round_number, REPORT))["headline"]
+
+
 def html_file(line: Line, round_number: int) -> Path:
     """Where the page for people is."""
     return line.home.round_dir(line.name, round_number) / HTML

@@ -6,6 +6,7 @@ before they start, so that nothing goes on from a bad artifact in a later run ei
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ LARGEST_UNUSABLE_SHARE = 0.5
 SMALLEST_DISTINCT_SHARE = 0.5
 LARGEST_LENGTH_RATIO = 3.0
 SMALLEST_FILLED_SHARE = 0.5
+LEAST_KNOWN = 0.1
 LARGEST_GROWTH = 2.0  # of the answers, and of the share that is cut off
 LEAST_TRUNCATED = 0.1  # more of the answers cut off; less may be a matter of a few rows
 WHEN, LENGTHS = ("before", "after"), ("answer_tokens", "truncated")  # facts of evaluation
@@ -39,16 +41,16 @@ class Verdict:
 
 def candidates_well_formed(line: Line, round_number: int) -> Verdict:
     """Enough candidates, each a well-formed conversation."""
-    ids = read_json(line.artifact(round_number, "candidates").path / "ids.json")
+    pool = line.artifact(round_number, "candidates")
+    ids = read_json(pool.path / "ids.json")
     figures: dict[str, Any] = {"num_candidates": len(ids)}
     least = line.config.min_candidates
     if len(ids) < least:
-        return Verdict(
-            False,
-            f"{len(ids)} usable candidates, fewer than min_candidates = {least}: generate more, or"
-            " look at why rows were rejected",
-            figures,
-        )
+        sentence = f"{len(ids)} usable candidates, fewer than min_candidates = {least}"
+        rejected = Counter(row["stage"] for row in read_json(pool.path / "rejected.json"))
+        rejected.update(read_facts(pool).get("refused_rows", {}))
+        why = _why_left_out(rejected) if rejected else "generate more"
+        return Verdict(False, f"{sentence}: {why}", figures)
     for sample in line.store.get_samples(ids):
         make_sample(sample.messages)
     return Verdict(True, f"{len(ids)} candidates, all well-formed", figures)
@@ -254,6 +256,22 @@ def answers_not_drifting(line: Line, round_number: int) -> Verdict:
 def has_lengths(scores: Mapping[str, Any]) -> bool:
     """Whether facts of `evaluation` tell how long answers are: earlier versions did not ask."""
     return all(f"{when}_{what}" in scores for when in WHEN for what in LENGTHS)
+
+
+def judge_knows_the_task(line: Line, round_number: int) -> Verdict:
+    """The model whose word is taken for what is plausible answers some validation rows itself."""
+    config = line.config
+    before = read_facts(line.artifact(round_number, "evaluation"))["before_validation"]
+    if config.selection.method != "evoselect" or config.quality.prior == "none" or config.proxy:
+        return Verdict(True, "no judge, or another model than the student is it", {})
+    sentence = f"the model answered {before:.1%} of the validation rows before this round"
+    if before < LEAST_KNOWN:
+        sentence += (
+            f" (expected {LEAST_KNOWN:.0%} or more): what it finds plausible says little about"
+            " what is right. Take a stronger model, or have the rows' answers checked before"
+            " they come here; quality.prior: none saves the judge's time"
+        )
+    return Verdict(before >= LEAST_KNOWN, sentence, {"before": before})
 
 
 def canaries_unchanged(line: Line, round_number: int) -> Verdict:

@@ -203,6 +203,13 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict]]:
             f"{path}: cannot tell what it holds; expected a name that ends in one of"
             f" {', '.join(READERS)}. A dataset is written {{dataset: NAME, split: SPLIT}}"
         )
+    try:
+        path.stat()
+    except OSError as error:
+        searched = "" if path.is_absolute() else f", which is looked for in {Path.cwd()}"
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}; check the path{searched}"
+        ) from None
     return reader(path)
 
 

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import strategies as st
 
 from evoselect_pipeline.config import LineConfig
-from evoselect_pipeline.config_file import _known_keys, load_config, parse_config
+from evoselect_pipeline.config_file import _sections, load_config, parse_config
 from evoselect_pipeline.errors import ConfigError
 from evoselect_pipeline_tests.fuzz.fuzzing import ANY_TEXT, JSON_VALUES, damaged, fuzz
 
@@ -53,7 +53,7 @@ WORDS = """
 """
 MARKS = [*WORDS.split(), "\n", "\n  ", " ", "\t", "&a [*a]", "9" * 5000, "[" * 400]
 MARKS += ["\ufeff", '"\\ud800"', "\u2028", "\0"]
-KEYS = _known_keys()
+KEYS = sorted({key for keys in _sections().values() for key in keys})
 YAML = st.lists(st.sampled_from(MARKS) | st.sampled_from(KEYS) | ANY_TEXT, max_size=12)
 YAML_TEXT = YAML.map(" ".join) | YAML.map("".join)
 VALUES = JSON_VALUES | st.sampled_from(LEAVES) | st.integers(-2, 2) | st.floats(0, 1)

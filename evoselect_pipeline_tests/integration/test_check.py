@@ -32,6 +32,11 @@ def rows(tmp_path):
     return tmp_path
 
 
+def many(number: int, word: str = "number") -> list[tuple[str, str]]:
+    """Rows of which no two are alike."""
+    return [(f"{word}{n} is{n} what{n}", "2") for n in range(number)]
+
+
 @pytest.fixture
 def notes(evoselect):
     """The notes of a check that passes."""
@@ -45,10 +50,42 @@ def notes(evoselect):
 
 
 def test_the_sizes_are_told_and_of_good_rows_nothing_else(rows, notes):
+    for split, number in zip(SPLITS, (16, 50, 50), strict=True):
+        write(rows / f"{split}.jsonl", *many(number, split))
     assert notes() == [
-        "rows: 2 targets, 2 validation, 2 test",
+        "rows: 16 targets, 50 validation, 50 test",
         "candidates: round 0 reads 2 rows of r0000.jsonl",
     ]
+
+
+def test_splits_too_small_to_tell_anything_are_told_with_what_they_could_tell(rows, notes):
+    for split, number in zip(SPLITS, (15, 49, 1), strict=True):
+        write(rows / f"{split}.jsonl", *many(number, split))
+    assert notes()[1:4] == [
+        "few targets: 15 rows hardly say what the task asks, and selection follows them alone; 64"
+        " are a good start",
+        # 196 * sqrt(0.5 / 49) = 19.8, and 196 * sqrt(0.5 / 200) = 9.8
+        "few validation rows: with 49 a gain of less than 20 percentage points cannot be told from"
+        " chance; with 200, a good start, 10 points can",
+        "few test rows: with 1 a gain of less than 100 percentage points cannot be told from"
+        " chance; with 200, a good start, 10 points can",
+    ]
+
+
+def test_rows_that_are_in_no_split_are_counted(rows, notes):
+    write(rows / "all.jsonl", *many(200))
+
+    def told(**task) -> list[str]:
+        given = {"kind": "files", "rows": "all.jsonl"} | task
+        return [n for n in notes("--set", f"task={json.dumps(given)}") if "are not used" in n]
+
+    [note] = told()
+    assert note.startswith("2 of 200 distinct rows are not used: ")
+    [note] = told(num_targets=20, num_validation=60, num_test=100)
+    assert note.startswith("20 of 200 distinct rows are not used: ")
+    assert not told(num_targets=80, num_validation=60)
+    [note] = told(test="test.jsonl", num_targets=60, num_validation=60, num_test=1)
+    assert note.startswith("81 of 202 distinct rows are not used: ")
 
 
 def test_notes_stand_below_the_verdict_and_steer_no_terminal(rows, evoselect):
@@ -58,7 +95,7 @@ def test_notes_stand_below_the_verdict_and_steer_no_terminal(rows, evoselect):
     verdict, *told = ended.out.splitlines()
     assert verdict.startswith("Line playground: all is well")
     assert told[0] == "  rows: 2 targets, 2 validation, 1 test"
-    assert "[bold]" in told[1]
+    assert any("[bold]" in note for note in told)
     assert "\x1b" not in ended.out
 
 
@@ -74,7 +111,7 @@ def test_near_copies_between_files_of_the_user_are_counted_and_the_first_pair_is
     write(rows / "targets.jsonl", ("what else", "1"), (STORY.format(12), "12"))
     copies = [(f"Now: {STORY.format(12)}", "12"), (STORY.format(12) + ", please", "12")]
     write(rows / "test.jsonl", *copies, ("something that nobody else asks", "1"))
-    [_, _, note] = sorted(notes(), key=lambda text: "nearly ask" in text)
+    [note] = [text for text in notes() if "nearly ask" in text]
     assert note.startswith("2 rows nearly ask what a row of another split asks, as targets row ")
     assert note.count("Anna keeps 12 grey goats") == 2
     assert "share 70% of their word triples" in note
@@ -132,10 +169,8 @@ def test_f8_candidates_that_are_no_conversations_are_told_with_the_first_one(row
 @pytest.mark.parametrize("strict", [(), ("--strict",)])
 def test_a_file_of_the_next_round_that_is_not_there_yet_is_no_problem(rows, notes, home, strict):
     (rows / "r0000.jsonl").unlink()
-    assert (
-        notes("--home", home.root, *strict)[1]
-        == "the next round has no file yet: round 0 reads r0000.jsonl"
-    )
+    told = notes("--home", home.root, *strict)
+    assert "the next round has no file yet: round 0 reads r0000.jsonl" in told
 
 
 def test_a_file_of_the_next_round_that_cannot_be_read_is_one(rows, evoselect, home):

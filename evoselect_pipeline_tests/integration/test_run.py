@@ -54,6 +54,7 @@ ROUND_KEYS = {
     "num_selected",
     "budget",
     "rejected",
+    "headline",
 }
 
 
@@ -197,7 +198,7 @@ def test_every_adapter_loads_with_peft_alone(runs):
         assert all(p.abs().max() > 0 for p in learned)
 
 
-def test_status_tells_what_run_told(runs, evoselect):
+def test_status_tells_what_run_told(runs, evoselect, monkeypatch):
     told = json.loads(evoselect("status", "--home", runs.home, "--format", "json").out)
     for report in runs.second["rounds"]:
         report.pop("seconds", None)
@@ -206,6 +207,12 @@ def test_status_tells_what_run_told(runs, evoselect):
     assert table.code == 0
     assert "accuracy on the test rows" in table.out
     assert told["champion"]["adapter"] in table.out
+    said = " ".join(table.out.split())
+    assert f"Round 3: {told['rounds'][3]['headline']}" in said
+    doubt = "of the validation rows before this round (expected"
+    assert doubt not in said
+    monkeypatch.setattr("evoselect_pipeline.rounds.verdicts.LEAST_KNOWN", 1.1)
+    assert " ".join(evoselect("status", "--home", runs.home).out.split()).count(doubt) == 4
     assert table.err == ""
 
 

@@ -29,6 +29,10 @@ def test_overrides_win_and_are_read_as_yaml():
     assert config.selection.evoselect.epsilon == 0.2
 
 
+OWN_TASK = {"kind": "files", "rows": "rows.jsonl"}
+OWN_FILES = {"kind": "files", "pattern": "r{round}.jsonl"}
+
+
 @pytest.mark.parametrize(
     ("tree", "complaint"),
     [
@@ -46,13 +50,77 @@ def test_overrides_win_and_are_read_as_yaml():
         ),
         ({"model": {"quantization": "int8"}}, "model.quantization: .*'none' or 'nf4'"),
         ({"line": "../../x"}, "line '../../x': a name is"),
+        ({"line": "My-Stock"}, "^f: line 'My-Stock': a name is"),
         ({"generator": {"kind": "files", "pattern": "x"}}, "both be playground, or neither"),
+        ({"generator": {"kind": "file"}}, r"generator.kind: .* 'file'; did you mean 'files'\?$"),
+        ({"task": {"kind": [1]}}, r"^f: task.kind: expected one of playground, files, found"),
+        ({"task": "files"}, "^f: task: expected .* its kind one of playground, files; found 'f"),
+        ({"task": OWN_TASK | {"rows": [1]}, "generator": OWN_FILES}, "f: task.rows: .*found"),
+        ({"model": {"chat_template": {}}}, "f: model.chat_template: .*path"),
+        ({"train": {"rank": 1}}, "unknown key 'train.rank' here; it belongs into lora$"),
+        ({"lora": {"seed": 1}}, "unknown key 'lora.seed' here; it belongs into the top level$"),
         ([1], "expected keys and values"),
     ],
 )
 def test_f17_what_cannot_be_used_is_refused_by_name(tree, complaint):
     with pytest.raises(ConfigError, match=complaint):
         parse_config(tree, "f")
+
+
+def told(tree: dict, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        parse_config(tree, "f", overrides)
+    return str(refused.value).splitlines()
+
+
+def test_a_key_like_none_of_its_section_is_answered_with_those_that_are_there():
+    [said] = told({}, "train.lr=1")
+    assert said.startswith("f: unknown key 'train.lr'; the keys of train are steps, epochs, ")
+    [said] = told({}, "zzz=1")
+    assert said.startswith("f: unknown key 'zzz'; the keys of the top level are line, seed, ")
+    [said] = told({"task": OWN_TASK, "generator": OWN_FILES}, "task.metric.knd=exact")
+    assert said == "f: unknown key 'task.metric.knd'; did you mean 'kind'?"
+
+
+@pytest.mark.parametrize(
+    ("tree", "missing"),
+    [
+        ({"task": {"rows": "a.jsonl"}}, "'task.rows'; `task.kind: files` is missing"),
+        ({"task": {"test": "a.jsonl"}}, "'task.test'; `task.kind: files` is missing"),
+        (
+            {"generator": {"pattern": "x"}},
+            "'generator.pattern'; `generator.kind: files` is missing",
+        ),
+        ({"generator": {"base_url": "x"}}, "'generator.base_url'; `generator.kind: server` is"),
+        ({"generator": {"function": "x"}}, "'generator.function'; `generator.kind: function` is"),
+        ({"generator": {"top_p": 1}}, "'generator.top_p'; `generator.kind: model or server` is"),
+    ],
+)
+def test_a_kind_that_was_left_out_is_named_by_its_keys(tree, missing):
+    [said] = told(tree)
+    assert said.startswith(f"f: unknown key {missing}")
+
+
+def test_kinds_that_do_not_go_together_are_told_before_the_keys_that_suffer_from_it():
+    first, second = told({"task": OWN_TASK, "generator": OWN_FILES}, "generator.kind=playground")
+    assert "must both be playground, or neither; the task's is files, the generator's" in first
+    assert second == (
+        "f: unknown key 'generator.pattern' of kind playground; `generator.kind: files` has it"
+    )
+    first, *others = told({"task": {"rows": "a.jsonl"}, "generator": OWN_FILES})
+    assert "must both be playground" in first and "one that is left out is playground" in first
+    assert others == ["f: unknown key 'task.rows'; `task.kind: files` is missing"]
+    # Said once where nothing else is wrong, and not of a kind that is misspelt.
+    assert len(told({"task": OWN_TASK})) == 1
+    [said] = told({"task": {"kind": "file"}})
+    assert "did you mean 'files'?" in said
+
+
+def test_of_a_dataset_its_own_mistake_is_told_and_nothing_of_paths():
+    rows = {"dataset": "a/b", "splt": "train"}
+    assert told({"task": OWN_TASK | {"rows": rows}, "generator": OWN_FILES}) == [
+        "f: unknown key 'task.rows.splt'; did you mean 'split'?"
+    ]
 
 
 BOUNDS = {

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import datasets
 import polars as pl
@@ -158,7 +159,11 @@ FAULTS = {
     ),
     "f7 NaN": ("r.jsonl", b'{"prompt": NaN, "completion": "a"}', "r.jsonl:1: not valid JSON: NaN"),
     "f7 NaN list": ("r.json", b'[{"prompt": NaN}]', "r.json: not valid JSON: NaN"),
-    "f7 number": ("r.jsonl", b'{"prompt": "q", "completion": 4}', "r.jsonl:1: turn 2"),
+    "f7 number": (
+        "r.jsonl",
+        b'{"prompt": "q", "completion": 4}',
+        "r.jsonl:1: completion must be text",
+    ),
     "f7 no object": ("r.jsonl", b'["q", "a"]', "r.jsonl:1: expected an object, found list"),
     "f7 no objects": (
         "r.json",
@@ -199,6 +204,19 @@ def test_a_missing_file_is_named(tmp_path, suffix):
         read_samples(tmp_path / f"nowhere{suffix}")
 
 
+def test_of_a_relative_path_the_folder_that_was_searched_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/stock.jsonl", "stock.parquet"):
+        with pytest.raises(DataError) as refused:
+            read_samples(Path(name))
+        assert str(refused.value) == (
+            f"{name}: cannot be read: No such file or directory; check the path, which is looked"
+            f" for in {tmp_path}"
+        )
+    with pytest.raises(DataError, match=r"directory; check the path$"):
+        read_samples(tmp_path / "stock.jsonl")
+
+
 def talk(*roles: str) -> dict:
     return {"messages": [{"role": role, "content": "x"} for role in roles]}
 
@@ -219,7 +237,12 @@ NO_CONVERSATIONS = {
         "empty_content",
     ),
     "no completion": ({"prompt": "q"}, "expected `messages`, or", "no_conversation"),
-    "a number": (ROW | {"completion": 4}, "non-empty text, got 4", "not_text"),
+    "a number": (
+        ROW | {"completion": 4},
+        "completion must be text, got the number 4: quote it",
+        "not_text",
+    ),
+    "a truth": (ROW | {"prompt": True}, "prompt must be text, got True", "not_text"),
     "a surrogate": (ROW | {"prompt": "\ud800"}, "lone surrogate", "not_text"),
 }
 

@@ -162,6 +162,12 @@ def test_one_file_makes_three_parts_whose_near_copies_stay_together(folder):
     assert not (kept[0] & kept[1] or kept[1] & kept[2] or kept[0] & kept[2])
 
 
+def test_distinct_rows_of_all_files_are_counted_used_or_not(folder):
+    assert file_task_rows(task(folder, num_test=9)).num_distinct == 80
+    write_samples(folder / "test.jsonl", [labelled(1), labelled(2), labelled(1)])
+    assert file_task_rows(task(folder, test=folder / "test.jsonl")).num_distinct == 82
+
+
 def test_near_copies_of_rows_with_a_file_of_their_own_are_drawn_for_nothing(folder):
     rows = file_task_rows(task(folder, near_text=0.8)).test
     write_samples(folder / "test.jsonl", rows[::2])

@@ -2,12 +2,13 @@
 
 import pytest
 
-from evoselect_pipeline.config import LineConfig
+from evoselect_pipeline.config import LineConfig, ModelSettings, QualitySettings, SelectionSettings
 from evoselect_pipeline.rounds.line import Line, write_json
 from evoselect_pipeline.rounds.verdicts import (
     answers_not_drifting,
     budget_filled,
     canaries_unchanged,
+    judge_knows_the_task,
 )
 from evoselect_pipeline.stores.artifacts import publish
 from evoselect_pipeline.stores.home import Home
@@ -17,8 +18,8 @@ from evoselect_pipeline.stores.home import Home
 def left(tmp_path):
     """Leave the facts of a stage of round 0; returns the line."""
 
-    def leave(stage, **facts):
-        line = Line(LineConfig(), Home(tmp_path))
+    def leave(stage, config=None, **facts):
+        line = Line(config or LineConfig(), Home(tmp_path))
         with publish(line.stage_dir(0, stage), inputs={}) as folder:
             write_json(folder / "facts.json", facts)
         return line
@@ -84,3 +85,23 @@ def test_changed_canaries_are_counted_and_none_at_all_are_no_fault(left):
     assert not found.passed
     assert found.sentence.startswith("1 of 3 canary prompts are answered otherwise than before")
     assert found.figures == {"num_canaries": 3, "canaries_changed": 1}
+
+
+@pytest.mark.parametrize(("before", "passes"), [(0.1, True), (0.09, False), (0.0, False)])
+def test_a_judge_that_answers_nearly_nothing_is_doubted(left, before, passes):
+    found = judge_knows_the_task(left("evaluation", before_validation=before), 0)
+    assert found.passed == passes
+    assert f"the model answered {before:.1%} of the validation rows" in found.sentence
+    assert ("quality.prior: none" in found.sentence) != passes
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LineConfig(quality=QualitySettings(prior="none")),
+        LineConfig(selection=SelectionSettings(method="random")),
+        LineConfig(proxy=ModelSettings()),
+    ],
+)
+def test_where_the_student_is_no_judge_it_need_not_know_the_task(left, config):
+    assert judge_knows_the_task(left("evaluation", config, before_validation=0.0), 0).passed
