@@ -22,6 +22,9 @@ DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", *sorted(DOCS.glob("*.md"))]
 REFERENCE = runpy.run_path(str(DOCS / "configuration.py"))
 FENCE = re.compile(r"^[ ]*```yaml\n(.*?)^[ ]*```", re.MULTILINE | re.DOTALL)
+ANY_FENCE = re.compile(r"^[ ]*```\w*\n(.*?)^[ ]*```", re.MULTILINE | re.DOTALL)
+# In a block, what a reader has to fill in: capitals that no `=` follows and no `$` precedes.
+PLACEHOLDER = re.compile(r"(?<![\w$./-])[A-Z][A-Z_]{2,}(?![\w=./-])")
 SPAN = re.compile(r"`([^`\n]+)`")
 FIRST_CELL = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -155,6 +158,24 @@ def test_the_page_on_selection_tells_every_reason_in_order():
     page = (DOCS / "how-selection-works.md").read_text(encoding="utf-8")
     told = FIRST_CELL.findall(page.partition("| stage |")[2].partition("\n\n")[0])
     assert told == list(REASONS)
+
+
+def unexplained(page: str) -> set[str]:
+    """Placeholders of a page's blocks that the text around the blocks does not name."""
+    text = ANY_FENCE.sub("", page)
+    found = {word for block in ANY_FENCE.findall(page) for word in PLACEHOLDER.findall(block)}
+    return {word for word in found if f"`{word}`" not in text}
+
+
+@pytest.mark.parametrize("page", [PAGES[0], DOCS / "quickstart.md"], ids=lambda page: page.name)
+def test_every_placeholder_is_said_to_be_one(page):
+    assert not unexplained(page.read_text(encoding="utf-8"))
+
+
+def test_a_placeholder_that_nobody_explains_is_found():
+    block = "```yaml\nmodel: {name: NAME, revision: COMMIT}\n```\n"
+    command = "```bash\nEVOSELECT_HOME=/data evoselect lineage ROW --home $HOME/x\n```\n"
+    assert unexplained(f"{block}`NAME` is yours.\n{command}") == {"COMMIT", "ROW"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -54,6 +54,8 @@ def problems(text: str, folder: Path = REPOSITORY) -> list[str]:
 
 def _problems(words: list[str], folder: Path) -> Iterator[str]:
     program, arguments = Path(words[0]).name, words[1:]
+    shipped = [word for word in arguments if word.startswith("docs/")]
+    yield from (f"{word}: no such file" for word in shipped if not (folder / word).is_file())
     if program == "make":
         targets = set(re.findall(r"^([a-z][a-z-]*):", (folder / "Makefile").read_text(), re.M))
         wanted = [word for word in arguments if "=" not in word and not word.startswith("-")]
@@ -111,6 +113,7 @@ def test_the_readme_names_the_two_commands_that_matter():
         ("evoselect bench adaptation --fly", "--fly"),
         ("cd x && evoselect status --rounds 3", "--rounds"),
         (".ci/fly", ".ci/fly"),
+        ("evoselect check --config docs/fly.yaml", "docs/fly.yaml"),
         ("EVOSELECT_HOME=/data flyctl deploy", "flyctl"),
     ],
 )

@@ -6,12 +6,14 @@ import pytest
 import yaml
 
 from evoselect_pipeline.config_file import load_config
+from evoselect_pipeline.playground.kinds import normalised
 from evoselect_pipeline.rounds.data import load_task
 from evoselect_pipeline_tests.integration.fake_llm import Reply, fake_llm
 from evoselect_pipeline_tests.integration.process import REPOSITORY
 
 EXAMPLES = REPOSITORY / "docs" / "examples"
 NAMES = sorted(file.stem for file in EXAMPLES.glob("*.yaml"))
+STOCK = EXAMPLES / "stock"  # the one whose rows are shipped
 PLACES = ("Oslo", "Lima", "Rome", "Cairo")
 
 
@@ -93,6 +95,36 @@ def test_a_worked_configuration_passes_the_check_on_rows_of_its_form(
     assert checked.code == 0, checked.err
     assert "all is well" in checked.out
     assert not (tmp_path / "home").exists()
+
+
+def test_the_example_in_files_passes_the_check_as_it_is_shipped(evoselect, monkeypatch, tmp_path):
+    monkeypatch.chdir(REPOSITORY)
+    file = (STOCK / "line.yaml").relative_to(REPOSITORY)
+    checked = evoselect("check", "--config", file, "--home", tmp_path / "home")
+    assert checked.code == 0, checked.err
+    assert "rows: 70 targets, 70 validation, 70 test" in checked.out
+    assert "round 0 reads 600 rows of docs/examples/stock/candidates_0000.jsonl" in checked.out
+    assert not (tmp_path / "home").exists()
+
+
+def test_the_example_in_files_says_where_it_runs_and_asks_nobody():
+    assert (
+        "evoselect run --config docs/examples/stock/line.yaml" in (STOCK / "line.yaml").read_text()
+    )
+    config = load_config(STOCK / "line.yaml")
+    assert (config.line, config.generator.kind, config.proxy) == ("stock", "files", None)
+    assert config.model.name == "playground"
+
+
+def test_the_example_s_candidates_are_new_in_each_round_and_ask_no_labelled_row():
+    names = ("labelled", "candidates_0000", "candidates_0001")
+    texts = [(STOCK / f"{name}.jsonl").read_text(encoding="utf-8") for name in names]
+    rows = [[json.loads(line) for line in text.splitlines()] for text in texts]
+    assert [len(some) for some in rows] == [210, 600, 600]
+    assert all(row.keys() == {"prompt", "completion"} for some in rows for row in some)
+    prompts = [{normalised(row["prompt"]) for row in some} for some in rows]
+    assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+    assert sum(map(len, texts)) < 250_000, "a checkout carries it"
 
 
 def test_questions_and_options_become_the_paper_s_prompts(on_local_rows):
