@@ -20,7 +20,8 @@ from evoselect_pipeline.stores.artifacts import open_artifact
 from evoselect_pipeline_tests.deployment.compose import BIN, PORTS, REPOSITORY, Deployment, wait_for
 from evoselect_pipeline_tests.deployment.graphql import Webserver
 from evoselect_pipeline_tests.deployment.postgres import Postgres
-from evoselect_pipeline_tests.integration.process import IS_LONG, start, write_line
+from evoselect_pipeline_tests.integration.forked import Forked
+from evoselect_pipeline_tests.integration.process import IS_LONG, write_line
 
 NUM_ROUNDS = 5 if IS_LONG else 2
 PASSWORD = "p@ss:word/%"  # every mark that an address would have to escape
@@ -170,7 +171,7 @@ def assert_in_mlflow(postgres: Postgres) -> None:
 
 def test_rounds_survive_the_death_of_every_process_and_equal_those_on_sqlite(site, tmp_path):
     plain = tmp_path / "sqlite"
-    reference = start("run", "--home", plain, "--config", site.config, "--rounds", NUM_ROUNDS)
+    reference = Forked("run", "--home", plain, "--config", site.config, "--rounds", NUM_ROUNDS)
     backfill = site.webserver.launch_rounds(LINE, keys())
     (disturb_every_round if IS_LONG else disturb_once)(site)
     reached(site, NUM_ROUNDS - 1, STAGES[-1].name)

@@ -43,7 +43,7 @@ from evoselect_pipeline_tests.integration.process import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(6 * 3600 if IS_LONG else 1500)]
 
 SEED = 0
-NUM_ROUNDS, NUM_KILLS, KILLS_EACH = 2, *((200, 8) if IS_LONG else (4, 4))
+NUM_ROUNDS, NUM_KILLS, KILLS_EACH = 2, *((200, 8) if IS_LONG else (3, 3))
 SETTINGS = overrides(train__checkpoint_steps=2)
 CONFIG = read_line_config(None, SETTINGS[1::2])
 NAMES = {"target_set"} | {stage.name for stage in STAGES}

@@ -21,7 +21,9 @@ pytestmark = [
 
 NUM_ROUNDS = 50
 SETTLED = 10  # rounds until caches are warm
-MOST_MEMORY_MB = 2.0  # more a round, after these
+# More a round, after these. Objects do not pile up: after glibc's `malloc_trim` nine rounds in one
+# process held what three did. What grows is what the allocator keeps for itself.
+MOST_MEMORY_MB = 4.0
 MOST_HANDLES = 0.2
 MOST_SLOWER = 0.5  # share by which the last ten rounds may be slower than the first ten settled
 PARTS = ("lines", "lance", "mlflow.db", "mlflow_artifacts", "dagster")
