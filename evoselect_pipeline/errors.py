@@ -1,5 +1,7 @@
 """The project's own errors; a message says what, where, what was expected and what to do."""
 
+from pathlib import Path
+
 
 class EvoselectError(ValueError):
     """Base of every error the project raises on purpose; the CLI prints it as one message."""
@@ -35,3 +37,8 @@ class RoundOrderError(EvoselectError):
 
 class RoundHeldError(EvoselectError):
     """Another process is working on this evolution line right now."""
+
+
+def where_looked(path: Path) -> str:
+    """The end of a message about a file: of a relative path, the folder that it starts at."""
+    return "" if path.is_absolute() else f", which is looked for in {Path.cwd()}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from evoselect_pipeline.config_rows import LLMSource
 from evoselect_pipeline.core.records import Message, Sample, digest, make_sample
-from evoselect_pipeline.errors import ConfigError
+from evoselect_pipeline.errors import ConfigError, where_looked
 from evoselect_pipeline.generation.base import Assignment
 from evoselect_pipeline.templates import template
 
@@ -115,4 +115,7 @@ def _text(source: LLMSource) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"generator.template {file}: cannot be read: {error}") from None
+        raise ConfigError(
+            f"generator.template {file}: cannot be read: {error}; check the path"
+            f"{where_looked(file)}"
+        ) from None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from evoselect_pipeline.config_rows import Columns, HubRows, Rows
 from evoselect_pipeline.core.records import Sample, sample_from_row
-from evoselect_pipeline.errors import DataError, RowError
+from evoselect_pipeline.errors import DataError, RowError, where_looked
 from evoselect_pipeline.stores.jsonl import read_rows, read_text, refuse_constant
 from evoselect_pipeline.templates import template
 
@@ -206,9 +206,8 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         path.stat()
     except OSError as error:
-        searched = "" if path.is_absolute() else f", which is looked for in {Path.cwd()}"
         raise DataError(
-            f"{path}: cannot be read: {error.strerror}; check the path{searched}"
+            f"{path}: cannot be read: {error.strerror}; check the path{where_looked(path)}"
         ) from None
     return reader(path)
 

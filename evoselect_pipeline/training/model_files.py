@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from evoselect_pipeline.errors import ConfigError
+from evoselect_pipeline.errors import ConfigError, where_looked
 from evoselect_pipeline.playground.tasks import BASE_MODEL_DIR
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def read_template(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"model.chat_template {path}: cannot be read: {error}; name a Jinja file"
+            f"{where_looked(path)}"
         ) from None
 
 

@@ -1,5 +1,7 @@
 """Law: a configuration is read whole or refused with the key, the value and the nearest name."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -16,6 +18,14 @@ def test_a_defs_yaml_is_a_configuration_file(tmp_path):
     path = tmp_path / "defs.yaml"
     path.write_text(yaml.safe_dump({"type": "x.EvolutionLine", "attributes": {"seed": 3}}))
     assert load_config(path).seed == 3
+
+
+def test_of_a_file_that_is_not_there_the_folder_that_was_searched_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        load_config(Path("mine.yaml"))
+    said = "mine.yaml: cannot be read: No such file or directory; check the path, which is looked"
+    assert str(refused.value) == f"{said} for in {tmp_path}"
 
 
 def test_overrides_win_and_are_read_as_yaml():
