@@ -4,6 +4,7 @@
 that a failure names. What it finds becomes a test of its own.
 """
 
+import logging
 import os
 import random
 import resource
@@ -58,9 +59,14 @@ def fuzz(*, examples: int, **drawn: st.SearchStrategy) -> Callable[[Callable], C
         def try_out(**fixtures: object) -> None:
             nonlocal num_tried
             num_tried, before, end = 0, _peak_mib(), time.process_time() + SECONDS
-            _try_seed(test, fixtures)
-            while time.process_time() < end:
+            # pytest keeps every record of a test, and by its error the frames it came through.
+            logging.disable()
+            try:
                 _try_seed(test, fixtures)
+                while time.process_time() < end:
+                    _try_seed(test, fixtures)
+            finally:
+                logging.disable(logging.NOTSET)
             grown = _peak_mib() - before
             print(f"{law.__name__}: {num_tried} examples, the process grew by {grown:.0f} MiB")
             assert grown < MOST_GROWTH_MIB
