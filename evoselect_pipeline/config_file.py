@@ -15,7 +15,7 @@ from pydantic import ValidationError
 import evoselect_pipeline
 from evoselect_pipeline.config import LineConfig, kind_of, kinds_apart, spelled_out
 from evoselect_pipeline.core.private_text import without_secrets
-from evoselect_pipeline.errors import ConfigError, where_looked
+from evoselect_pipeline.errors import ConfigError, cannot_be_read
 
 # A folder of further lines, `<line>/defs.yaml`, for who does not want to edit the package's own.
 VARIABLE = "EVOSELECT_LINES"
@@ -83,9 +83,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LineConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error.strerror}; check the path{where_looked(path)}"
-        ) from None
+        raise ConfigError(cannot_be_read(path, error)) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
     return parse_config(_decoded(text, f"{path}: is"), str(path), overrides)

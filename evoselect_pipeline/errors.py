@@ -42,3 +42,8 @@ class RoundHeldError(EvoselectError):
 def where_looked(path: Path) -> str:
     """The end of a message about a file: of a relative path, the folder that it starts at."""
     return "" if path.is_absolute() else f", which is looked for in {Path.cwd()}"
+
+
+def cannot_be_read(path: Path, error: OSError) -> str:
+    """What is said of a file that the system does not let us read."""
+    return f"{path}: cannot be read: {error.strerror}; check the path{where_looked(path)}"

@@ -8,10 +8,9 @@ from typing import Any
 
 from evoselect_pipeline.commands.console import print_json, print_table, stdout
 from evoselect_pipeline.errors import RoundOrderError
-from evoselect_pipeline.rounds.adaptation import round_facts
 from evoselect_pipeline.rounds.champion import champion
 from evoselect_pipeline.rounds.line import Line
-from evoselect_pipeline.rounds.report import headline_of, html_file
+from evoselect_pipeline.rounds.report import html_file, round_facts
 from evoselect_pipeline.rounds.verdicts import budget_filled, judge_knows_the_task
 
 LAST_ROUNDS = 5  # as many as a narrow terminal has room for
@@ -26,7 +25,6 @@ def report(line: Line, format: str, seconds: Mapping[int, float]) -> None:
     """Write the finished rounds of a line, and its champion, as a table or as JSON."""
     rounds = [round_facts(line, number) for number in range(line.next_round())]
     for facts in rounds:
-        facts["headline"] = headline_of(line, facts["round"])
         if facts["round"] in seconds:
             facts["seconds"] = round(seconds[facts["round"]], 1)
     champion = champion_of(line, rounds)

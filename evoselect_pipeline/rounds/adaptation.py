@@ -30,7 +30,6 @@ from evoselect_pipeline.rounds.line import (
     Line,
     entered,
     made_from,
-    read_facts,
     read_json,
     write_json,
 )
@@ -214,29 +213,3 @@ def _sweep(line: Line, round_number: int) -> None:
     for checkpoints in round_dir.glob(f"{CHECKPOINTS}*"):
         shutil.rmtree(checkpoints, ignore_errors=True)
     line.store.prune(timedelta(days=line.config.retention.table_days))
-
-
-def round_facts(line: Line, round_number: int) -> dict[str, Any]:
-    """What a finished round comes to, for status and summary."""
-    facts = {
-        stage: read_facts(line.artifact(round_number, stage))
-        for stage in ("candidates", "selected_subset", "evaluation", PROMOTED)
-    }
-    scores, chosen = facts["evaluation"], facts["selected_subset"]
-    read, unread = facts["candidates"]["num_generated"], facts["candidates"].get("refused_rows", {})
-    repeated = read - chosen["num_selected"] - sum(chosen["rejected"].values())
-    once = {"repeated": repeated} if repeated else {}
-    return {
-        "line": line.name,
-        "round": round_number,
-        "base": scores["base_test"],
-        "before": scores["before_test"],
-        "after": scores["after_test"],
-        "after_low": scores["after_test_low"],
-        "after_high": scores["after_test_high"],
-        "promoted": facts[PROMOTED]["promoted"],
-        "num_candidates": read + sum(unread.values()),
-        "num_selected": chosen["num_selected"],
-        "budget": chosen["num_selected"] + chosen["num_short"],
-        "rejected": {**unread, **once, **chosen["rejected"]},
-    }

@@ -87,7 +87,29 @@ def page_of(line: Line, round_number: int, *, inline: bool = True) -> str:
     return text + cost_section(_seconds(line, round_number), _bill(line, round_number))
 
 
-def headline_of(line: Line, round_number: int) -> str | None:
+def round_facts(line: Line, round_number: int) -> dict[str, Any]:
+    """What a finished round comes to, for status and summary."""
+    scores = read_facts(line.artifact(round_number, "evaluation"))
+    funnel = _funnel(line, round_number)
+    once = {"repeated": funnel.repeated} if funnel.repeated else {}
+    return {
+        "line": line.name,
+        "round": round_number,
+        "base": scores["base_test"],
+        "before": scores["before_test"],
+        "after": scores["after_test"],
+        "after_low": scores["after_test_low"],
+        "after_high": scores["after_test_high"],
+        "promoted": read_facts(line.artifact(round_number, PROMOTED))["promoted"],
+        "num_candidates": funnel.generated,
+        "num_selected": funnel.selected,
+        "budget": funnel.selected + funnel.short,
+        "rejected": {**once, **funnel.rejected},
+        "headline": _headline_of(line, round_number),
+    }
+
+
+def _headline_of(line: Line, round_number: int) -> str | None:
     """What the page says first: did it help, how sure is that; None where there is no page."""
     if not line.has(round_number, REPORT):
         return None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evoselect_pipeline.core.records import Sample, sample_from_row
-from evoselect_pipeline.errors import DataError, where_looked
+from evoselect_pipeline.errors import DataError, cannot_be_read
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
@@ -57,9 +57,7 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read: {error.strerror}; check the path{where_looked(path)}"
-        ) from None
+        raise DataError(cannot_be_read(path, error)) from None
 
 
 def refuse_constant(constant: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from evoselect_pipeline.config_rows import Columns, HubRows, Rows
 from evoselect_pipeline.core.records import Sample, sample_from_row
-from evoselect_pipeline.errors import DataError, RowError, where_looked
+from evoselect_pipeline.errors import DataError, RowError, cannot_be_read
 from evoselect_pipeline.stores.jsonl import read_rows, read_text, refuse_constant
 from evoselect_pipeline.templates import template
 
@@ -206,9 +206,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         path.stat()
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read: {error.strerror}; check the path{where_looked(path)}"
-        ) from None
+        raise DataError(cannot_be_read(path, error)) from None
     return reader(path)
 
 
