@@ -89,7 +89,17 @@ def digests(home: Path, number: int) -> dict[str, str]:
 def reached(site: Site, number: int, stage: str) -> None:
     """Wait until a round has published a stage."""
     published = site.services.home / f"lines/{LINE}/{number:04d}" / stage / "manifest.json"
-    wait_for(published.is_file, ROUND_S, f"{stage} of round {number}")
+    try:
+        wait_for(published.is_file, ROUND_S, f"{stage} of round {number}")
+    except AssertionError as error:
+        error.add_note(what_happened(site))
+        raise
+
+
+def what_happened(site: Site) -> str:
+    """Each run, its tags, and the end of what the daemon and the code server have said."""
+    runs = [f"{run['runId']} {run['status']} {run['tags']}" for run in site.webserver.runs()]
+    return "\n".join([*runs, *(site.services.log(service) for service in ("daemon", "code"))])
 
 
 def kill_worker(site: Site, number: int, stage: str) -> None:

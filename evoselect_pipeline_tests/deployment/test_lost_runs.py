@@ -2,14 +2,20 @@
 
 import json
 import socket
+from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
+from dagster._core.events import DagsterEvent, EngineEventData
 from dagster._core.launcher import WorkerStatus
 from dagster._core.test_utils import create_run_for_test
+from dagster._daemon.auto_run_reexecution.auto_run_reexecution import filter_runs_to_should_retry
+from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
 
-from evoselect_pipeline.components import run_launcher
+from evoselect_pipeline.components import lost_retries, run_launcher
 from evoselect_pipeline.components.automation import ENDED_TAG, HOLDER_TAG, PARTITION_TAG
+from evoselect_pipeline.components.lost_retries import asks_again_for_lost_retries
 from evoselect_pipeline.components.run_launcher import WatchfulRunLauncher
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.integration.in_dagster import materialize, tiny
@@ -19,6 +25,7 @@ WAITING, STARTED, FAILED = (
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.FAILURE,
 )
+LATER = timedelta(minutes=2)
 ASIDE = {
     "dagster/priority": "1",
     "dagster/max_retries": "1",
@@ -144,3 +151,90 @@ def test_a_run_that_is_ended_is_not_started_again_by_itself(instance):
     launcher.terminate(run.run_id)
     tags = instance.get_run_by_id(run.run_id).tags
     assert (tags["dagster/max_retries"], tags[ENDED_TAG]) == ("0", run.run_id)
+
+
+class Consumer(EventLogConsumerDaemon):
+    """Dagster's own, up to the moment when it would launch a retry."""
+
+    @property
+    def handle_updated_runs_fns(self):
+        return [self._note]
+
+    def look(self, instance) -> list[str]:
+        """The runs that it would try again now."""
+        self.retried = []
+        list(self.run_iteration(SimpleNamespace(instance=instance)))
+        return self.retried
+
+    def _note(self, workspace, records, logger):
+        runs = [record.dagster_run for record in records]
+        self.retried += [
+            run.run_id for run in filter_runs_to_should_retry(runs, workspace.instance)
+        ]
+        yield
+
+
+@pytest.fixture
+def retrying():
+    with dg.instance_for_test(
+        overrides={"run_retries": {"enabled": True, "max_retries": 3}}
+    ) as found:
+        yield found
+
+
+def ask_again(instance, monkeypatch, after=LATER) -> str:
+    """A tick of the sensor, some time after whatever was last written."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + after
+
+    monkeypatch.setattr(lost_retries, "datetime", Clock)
+    return asks_again_for_lost_retries(dg.build_sensor_context(instance)).skip_message
+
+
+def test_a_retry_that_dagster_missed_is_asked_for_again(retrying, monkeypatch):
+    """It misses a failure whose event it reads before the run's status is written."""
+    consumer = Consumer()
+    assert consumer.look(retrying) == []
+    run = create_run_for_test(retrying, status=STARTED)
+    died = DagsterEvent(dg.DagsterEventType.RUN_FAILURE.value, run.job_name, message="it died")
+    storing = retrying.event_log_storage.store_event
+
+    def looked_at_once(event):
+        storing(event)
+        assert consumer.look(retrying) == []
+
+    with monkeypatch.context() as patched:
+        patched.setattr(retrying.event_log_storage, "store_event", looked_at_once)
+        retrying.report_dagster_event(died, run.run_id)
+    assert retrying.get_run_by_id(run.run_id).is_complete_and_waiting_to_retry
+    assert consumer.look(retrying) == []
+
+    assert "none" in ask_again(retrying, monkeypatch, after=timedelta(0)), "it may be on its way"
+    assert run.run_id[:8] in ask_again(retrying, monkeypatch)
+    assert consumer.look(retrying) == [run.run_id]
+
+
+def test_a_retry_that_dagster_gave_up_is_asked_for_again_a_few_times(retrying, monkeypatch):
+    """It gives up a run whose code server is away when it looks."""
+    consumer = Consumer()
+    consumer.look(retrying)
+    run = create_run_for_test(retrying, status=STARTED)
+    retrying.report_run_failed(run)
+    for _ in range(lost_retries.MOST_FAILURES - 1):
+        assert consumer.look(retrying) == [run.run_id]
+        retrying.report_engine_event("Failed to retry run", run, EngineEventData())
+        retrying.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
+        assert run.run_id[:8] in ask_again(retrying, monkeypatch)
+    assert "none" in ask_again(retrying, monkeypatch)
+
+
+def test_a_run_that_was_tried_again_or_is_not_to_be_is_left_alone(retrying, monkeypatch):
+    run = create_run_for_test(retrying, status=STARTED)
+    retrying.report_run_failed(run)
+    create_run_for_test(retrying, tags={"dagster/parent_run_id": run.run_id})
+    ended = create_run_for_test(retrying, status=STARTED, tags={"dagster/max_retries": "0"})
+    retrying.report_run_failed(ended)
+    assert "none" in ask_again(retrying, monkeypatch)
