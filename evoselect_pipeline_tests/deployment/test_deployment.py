@@ -26,7 +26,7 @@ from evoselect_pipeline_tests.integration.process import IS_LONG, write_line
 NUM_ROUNDS = 5 if IS_LONG else 2
 PASSWORD = "p@ss:word/%"  # every mark that an address would have to escape
 LINE = "tiny"
-ROUND_S = 400  # with the two minutes that it takes to notice a death and to try again
+ROUND_S = 500  # with three minutes, at most, to notice a death and to try again
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000 if IS_LONG else 900)]
 
