@@ -21,9 +21,10 @@ import numpy as np
 from evoselect_pipeline.bench.memory import status_kib
 from evoselect_pipeline.core.capped import integer_quotas
 from evoselect_pipeline.core.evolve_weights import evolve_weights
-from evoselect_pipeline.core.explain import explain_rejections, make_picks, serves
+from evoselect_pipeline.core.evoselect import HELD_PER_ROW, Alignment
+from evoselect_pipeline.core.explain import explain_rejections, make_picks, nearest_targets, serves
 from evoselect_pipeline.core.selection import Candidates, Selection, SelectionProblem, Targets
-from evoselect_pipeline.core.selectors import Alignment, select
+from evoselect_pipeline.core.selectors import select
 from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 from evoselect_pipeline.core.streaming import (
     CHUNK_ROWS,
@@ -36,7 +37,6 @@ from evoselect_pipeline.core.streaming import (
 
 REACH = 1.0  # a row must point towards its target at all
 DEDUP_COSINE = 0.95
-STAGED_RESERVE = 4.0
 MAX_REPEAT_SECONDS = 60.0  # no further repeat of a measurement starts after this
 MAX_PIVOTS = 10**8
 SETTINGS = EvoSelectSettings(rounding="capped", reach=REACH, dedup_cosine=DEDUP_COSINE)
@@ -113,7 +113,7 @@ def decisions(vectors: MappedRows, targets: Targets, task: Task) -> Account:
 
 def staged(vectors: MappedRows, targets: Targets, task: Task) -> Account:
     """EvoSelect's weights and choice, on the rows that a transport of four times as many holds."""
-    reserve = stream_reserve(vectors, targets, task.num_rows, factor=STAGED_RESERVE)
+    reserve = stream_reserve(vectors, targets, task.num_rows, factor=HELD_PER_ROW)
     problem = _problem(vectors, targets, reserve.rows)
     selection = select(problem, Budget(rows=task.num_rows), 0, "evoselect", SETTINGS)
     return lambda: {**_told(selection), "num_held": len(reserve.rows)}
@@ -138,7 +138,8 @@ def evolve(vectors: MappedRows, targets: Targets, task: Task) -> Account:
     evolution = evolve_weights(problem, budget, SETTINGS)
 
     def account() -> Facts:
-        alignment = Alignment(problem.candidates.sample_ids, targets.sample_ids, evolution)
+        ids = problem.candidates.sample_ids
+        alignment = Alignment(np.arange(len(ids)), ids, targets.sample_ids, evolution)
         selection = select(problem, budget, 0, "evoselect", SETTINGS, alignment)
         return {**_told(selection), "num_updates": len(evolution.trace)}
 
@@ -219,7 +220,9 @@ def _write_decisions(found: StreamedChoice, targets: Targets, path: str) -> None
     choice, problem, reserve = found.choice, found.problem, found.reserve
     sentences = [serves(targets, j) for j in choice.targets]
     picks = make_picks(problem, choice, found.cost, sentences)
-    rejections = explain_rejections(problem, choice, found.cost, REACH, DEDUP_COSINE)
+    rejections = explain_rejections(
+        problem, choice, nearest_targets(found.cost), REACH, DEDUP_COSINE
+    )
     stage = np.where(reserve.nearest_cosine < 1.0 - REACH, "beyond_reach", "not_needed")
     told = pl.DataFrame(
         [(int(p.sample_id), "chosen", p.reason) for p in picks]

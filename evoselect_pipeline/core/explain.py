@@ -52,10 +52,15 @@ def make_picks(
     return tuple(picks)
 
 
+def nearest_targets(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of a cost [N, M] its cheapest target and what that costs, [N] each."""
+    return cost.argmin(axis=1), cost.min(axis=1)
+
+
 def explain_rejections(
     problem: SelectionProblem,
     choice: Choice,
-    cost: np.ndarray,
+    nearest: tuple[np.ndarray, np.ndarray],
     reach: float,
     dedup_cosine: float,
 ) -> tuple[Rejection, ...]:
@@ -63,11 +68,14 @@ def explain_rejections(
 
     The first of these holds: already_selected, same_text, near_duplicate, beyond_reach,
     implausible_answer, over_source_cap or over_token_budget; a row that fails none was not_needed.
+    `nearest` is what `nearest_targets` says of all rows.
     """
     candidates = problem.candidates
     rest = _complement(len(candidates), choice.rows)
-    others, other_ids = _chosen_and_history(problem, choice.rows)
-    nearest, cosines = nearest_rows(candidates.gradients[rest], others)
+    looks_for_copies = dedup_cosine < 1
+    if looks_for_copies:
+        others, other_ids = _chosen_and_history(problem, choice.rows)
+        copied, cosines = nearest_rows(candidates.gradients[rest], others)
     text_owner = {candidates.text_keys[i]: candidates.sample_ids[i] for i in choice.rows[::-1]}
     earlier = set(problem.history_ids)
     rejections = []
@@ -80,12 +88,14 @@ def explain_rejections(
             found = ("same_text", f"nearly the text of chosen row {owner[:SHORT_ID]}", owner)
         elif candidates.text_keys[i] in problem.history_text_keys:
             found = ("same_text", "nearly the text of a row that an earlier round chose", "")
-        elif dedup_cosine < 1 and cosines[position] > dedup_cosine:
-            other, cosine = other_ids[nearest[position]], cosines[position]
+        elif looks_for_copies and cosines[position] > dedup_cosine:
+            other, cosine = other_ids[copied[position]], cosines[position]
             sentence = f"near-duplicate of chosen row {other[:SHORT_ID]} at cosine {cosine:.3f}"
             found = ("near_duplicate", f"{sentence}, allowed {dedup_cosine:g}", other)
         else:
-            found = _too_far_or_too_late(problem, cost[i], reach, choice.refusals.get(int(i)))
+            place = int(nearest[0][i]), float(nearest[1][i])
+            refusal = choice.refusals.get(int(i))
+            found = _too_far_or_too_late(problem, place, reach, refusal)
         rejections.append(Rejection(sample_id, *found))
     return tuple(rejections)
 
@@ -155,13 +165,16 @@ def target_diagnostics(choice: Choice, targets: Targets) -> Diagnostics:
 
 
 def _too_far_or_too_late(
-    problem: SelectionProblem, costs: np.ndarray, reach: float, refusal: tuple[str, str] | None
+    problem: SelectionProblem,
+    place: tuple[int, float],
+    reach: float,
+    refusal: tuple[str, str] | None,
 ) -> tuple[str, str, str]:
-    """Stage, sentence and related target of a row [M] that repeats nothing."""
-    nearest = int(costs.argmin())
+    """Stage, sentence and nearest target of a row that repeats nothing."""
+    nearest, cost = place
     target = problem.targets.sample_ids[nearest]
-    where = f"its nearest target {target[:SHORT_ID]} is at cosine {1.0 - costs[nearest]:.2f}"
-    if costs[nearest] > reach:
+    where = f"its nearest target {target[:SHORT_ID]} is at cosine {1.0 - cost:.2f}"
+    if cost > reach:
         return "beyond_reach", f"{where}, reach ends at {1.0 - reach:.2f}", target
     if refusal is not None:
         return refusal[0], f"{refusal[1]}; {where}", target

@@ -12,6 +12,7 @@ from evoselect_pipeline.core.records import Sample
 from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
 from evoselect_pipeline.core.text_keys import text_key
 
+CHUNK_ROWS = 8192  # vectors are many; what is made of them on the way need not be
 HALF_PRECISION = 2e-3  # of the square of a unit vector's length, stored in 16 bits
 
 
@@ -118,6 +119,11 @@ def selection_problem(
 
 def _centred(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Subtract the mean and renormalise; rows without a gradient stay zero."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    shifted = np.where(lengths > 0, vectors - mean, 0.0).astype(np.float32)
-    return shifted / np.maximum(np.linalg.norm(shifted, axis=1, keepdims=True), 1e-12)
+    centred = np.empty(vectors.shape, np.float32)
+    for start in range(0, len(vectors), CHUNK_ROWS):
+        rows = vectors[start : start + CHUNK_ROWS]
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        shifted = np.where(lengths > 0, rows - mean, 0.0).astype(np.float32)
+        lengths = np.maximum(np.linalg.norm(shifted, axis=1, keepdims=True), 1e-12)
+        np.divide(shifted, lengths, out=centred[start : start + CHUNK_ROWS])
+    return centred

@@ -268,6 +268,27 @@ def set_aside_broken(
     return np.array(kept, dtype=int), tuple(rejections)
 
 
+def prepare(
+    problem: SelectionProblem, norm_quarantine: float
+) -> tuple[SelectionProblem, np.ndarray, tuple[Rejection, ...]]:
+    """The usable part of the problem in sample_id order, its row numbers, and the rest.
+
+    Raises
+    ------
+    DataError
+        If no candidate is usable.
+    """
+    kept, set_aside = set_aside_broken(problem.candidates, norm_quarantine)
+    if len(kept) == 0:
+        raise DataError(
+            f"none of {len(problem.candidates)} candidates has a usable gradient;"
+            f" first reason: {set_aside[0].reason}"
+        )
+    order = sorted(range(len(problem.targets)), key=problem.targets.sample_ids.__getitem__)
+    candidates, targets = problem.candidates.take(kept), problem.targets.take(np.array(order))
+    return replace(problem, candidates=candidates, targets=targets), kept, set_aside
+
+
 def uniform_target_weights(subtasks: Sequence[str]) -> np.ndarray:
     """Weights [M] that give every subtask the same share, split evenly among its rows.
 

@@ -109,6 +109,13 @@ class EvoSelectSettings:
             " chosen; 0 chooses them last."
         ),
     )
+    weigh_whole_up_to: int = field(
+        default=20_000,
+        metadata=_described(
+            "Of a pool of more rows than this, one transport holds four for each row to choose,"
+            " and only they are weighed; 0 or more."
+        ),
+    )
     partial: bool = field(
         default=True,
         metadata=_described(
@@ -122,7 +129,7 @@ class EvoSelectSettings:
         for name in (*positive, "dedup_cosine"):
             if not getattr(self, name) > 0:
                 self._refuse(name, "must be above 0")
-        for name in ("diversity", "diversity_ramp", "memory"):
+        for name in ("diversity", "diversity_ramp", "memory", "weigh_whole_up_to"):
             if not getattr(self, name) >= 0:
                 self._refuse(name, "must be 0 or more")
         if not self.norm_quarantine > 1:

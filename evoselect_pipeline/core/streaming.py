@@ -16,6 +16,7 @@ import numpy as np
 
 from evoselect_pipeline.core.capped import CappedPlan, capped_transport, integer_quotas
 from evoselect_pipeline.core.evolve_weights import cost_matrix
+from evoselect_pipeline.core.explain import nearest_targets
 from evoselect_pipeline.core.ledger import Choice
 from evoselect_pipeline.core.rounding import capped_quota
 from evoselect_pipeline.core.selection import SelectionProblem, Targets
@@ -90,6 +91,17 @@ def cost_blocks(
         block = chunk @ towards
         np.subtract(1.0, block, out=block)
         yield start, block
+
+
+def stream_nearest_targets(
+    vectors: Rows, targets: Targets, chunk_rows: int = CHUNK_ROWS
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each row its nearest target and 1 - <x_i, y_j>, [N] each, in one pass."""
+    nearest, cost = np.empty(len(vectors), np.int32), np.empty(len(vectors), np.float32)
+    for start, block in cost_blocks(vectors, targets.gradients, chunk_rows):
+        part = slice(start, start + len(block))
+        nearest[part], cost[part] = nearest_targets(block)
+    return nearest, cost
 
 
 def choose_streamed(

@@ -8,6 +8,7 @@ from evoselect_pipeline.core.evolve_weights import cost_matrix
 from evoselect_pipeline.core.explain import (
     equal_selection,
     explain_rejections,
+    nearest_targets,
     not_needed,
     ranked_out,
     serves,
@@ -83,7 +84,7 @@ def round_robin(
         f"{serves(problem.targets, j)}: nearest unused row, cosine {1.0 - cost[i, j]:.2f}"
         for i, j in zip(choice.rows, choice.targets, strict=True)
     ]
-    rejections = explain_rejections(problem, choice, cost, **limits)
+    rejections = explain_rejections(problem, choice, nearest_targets(cost), **limits)
     diagnostics = target_diagnostics(choice, problem.targets)
     return equal_selection("round_robin", problem, choice, cost, sentences, rejections, diagnostics)
 

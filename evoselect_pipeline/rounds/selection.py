@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 
 from evoselect_pipeline.core.encoding import Unusable
+from evoselect_pipeline.core.evoselect import Alignment, align, restore_alignment
 from evoselect_pipeline.core.records import Sample, digest
 from evoselect_pipeline.core.selection import (
     Candidates,
@@ -17,7 +18,7 @@ from evoselect_pipeline.core.selection import (
     Selection,
     source_shares,
 )
-from evoselect_pipeline.core.selectors import Alignment, align, restore_alignment, select
+from evoselect_pipeline.core.selectors import select
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.report.text import one_line
 from evoselect_pipeline.rounds.data import published_target_set, selected_before, split_rows
@@ -169,6 +170,7 @@ def alignment_scores(line: Line, round_number: int) -> Artifact:
         np.savez(
             folder / "evolution.npz",
             allow_pickle=False,
+            rows=alignment.rows,
             weights=evolution.weights,
             f=evolution.transport.f,
             g=evolution.transport.g,
@@ -177,6 +179,7 @@ def alignment_scores(line: Line, round_number: int) -> Artifact:
         write_json(
             folder / FACTS,
             {
+                "num_weighed": len(alignment.rows),
                 "transport_cost": evolution.transport_cost,
                 "energy": evolution.energy,
                 "marginal_error": evolution.transport.marginal_error,
@@ -209,10 +212,8 @@ def selected_subset(line: Line, round_number: int) -> Artifact:
     problem = judged_problem(line, round_number)
     budget = config.budget(len(problem.candidates))
     with np.load(aligned.path / "evolution.npz", allow_pickle=False) as kept:
-        potentials = (kept["f"], kept["g"])
-        alignment = restore_alignment(
-            problem, budget, config.evoselect, kept["weights"], potentials
-        )
+        kept_of_it = kept["weights"], (kept["f"], kept["g"]), kept.get("rows")
+    alignment = restore_alignment(problem, budget, config.evoselect, *kept_of_it)
     seed = line.round_seed(round_number, "select")
     selection = select(problem, budget, seed, config.method, config.evoselect, alignment)
     represented = line.artifact(round_number, "projected_gradients")

@@ -9,6 +9,7 @@ import pytest
 from evoselect_pipeline.commands.select import choose
 from evoselect_pipeline.config import LineConfig, QualitySettings
 from evoselect_pipeline.core.encoding import Encoder
+from evoselect_pipeline.core.evoselect import align
 from evoselect_pipeline.core.records import digest, sample_from_pair
 from evoselect_pipeline.core.selection import (
     Candidates,
@@ -16,7 +17,7 @@ from evoselect_pipeline.core.selection import (
     Targets,
     source_shares,
 )
-from evoselect_pipeline.core.selectors import SELECTORS, align, select
+from evoselect_pipeline.core.selectors import SELECTORS, select
 from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 from evoselect_pipeline.errors import DataError
 from evoselect_pipeline.generation.answers import read_answer

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from evoselect_pipeline.core.evolve_weights import cost_matrix
+from evoselect_pipeline.core.evoselect import align, restore_alignment
 from evoselect_pipeline.core.ledger import Ledger
 from evoselect_pipeline.core.rounding import plan_quota, take_in_order
 from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
-from evoselect_pipeline.core.selectors import SELECTORS, align, restore_alignment, select
+from evoselect_pipeline.core.selectors import SELECTORS, select
 from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
 from evoselect_pipeline.errors import ConfigError, DataError
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from evoselect_pipeline.core import rounding
 from evoselect_pipeline.core.capped import capped_transport
 from evoselect_pipeline.core.evolve_weights import cost_matrix
-from evoselect_pipeline.core.explain import explain_rejections, make_picks
+from evoselect_pipeline.core.explain import explain_rejections, make_picks, nearest_targets
 from evoselect_pipeline.core.ledger import nearest_rows
 from evoselect_pipeline.core.rounding import capped_quota, plan_quota, reach_cap, topk
 from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
@@ -140,7 +140,9 @@ def test_rows_near_earlier_rounds_are_not_chosen():
     problem = make_problem([[1, 0.01], [0, 1]], [[1, 0]], history=[[1, 0]])
     choice = choose(problem, 2)
     assert choice.rows.tolist() == [1]
-    rejection = explain_rejections(problem, choice, cost_matrix(problem), 2.0, 0.95)[0]
+    rejection = explain_rejections(
+        problem, choice, nearest_targets(cost_matrix(problem)), 2.0, 0.95
+    )[0]
     assert (rejection.stage, rejection.related_id) == ("near_duplicate", "h0")
 
 
@@ -157,7 +159,7 @@ def test_every_stage_of_rejection_names_its_cause():
         text_keys=["a", "b", "a", "d", "e"],
     )
     choice = choose(problem, 1, reach=0.9)
-    found = explain_rejections(problem, choice, cost_matrix(problem), 0.9, 0.95)
+    found = explain_rejections(problem, choice, nearest_targets(cost_matrix(problem)), 0.9, 0.95)
     assert [(r.sample_id, r.stage, r.related_id) for r in found] == [
         ("c01", "near_duplicate", "c00"),
         ("c02", "same_text", "c00"),
@@ -382,7 +384,7 @@ def test_implausible_answers_are_refused_with_a_sentence():
             "implausible_answer",
             "its answer surprises beside those of like targets: plausible at 20%",
         )
-        left = explain_rejections(problem, choice, cost_matrix(problem), 2.0, 0.95)
+        left = explain_rejections(problem, choice, nearest_targets(cost_matrix(problem)), 2.0, 0.95)
         assert [(r.sample_id, r.stage) for r in left] == [
             ("c01", "implausible_answer"),
             ("c03", "implausible_answer"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evoselect_pipeline.core.evoselect import align, restore_alignment, start_of
 from evoselect_pipeline.core.metrics import near_duplicate_share, ot_distance, vendi_score
 from evoselect_pipeline.core.selection import (
     Candidates,
@@ -13,13 +14,7 @@ from evoselect_pipeline.core.selection import (
     Targets,
     uniform_target_weights,
 )
-from evoselect_pipeline.core.selectors import (
-    SELECTORS,
-    _start,
-    align,
-    restore_alignment,
-    select,
-)
+from evoselect_pipeline.core.selectors import SELECTORS, select
 from evoselect_pipeline.core.settings import ENERGIES, ROUNDINGS, Budget, EvoSelectSettings
 from evoselect_pipeline.core.target_selectors import round_robin
 from evoselect_pipeline.errors import ConfigError, DataError
@@ -153,12 +148,93 @@ def test_selection_from_a_kept_alignment_equals_selection_in_one_go(mixture, mon
     kept = restore_alignment(
         problem, budget, settings, found.evolution.weights, (solved.f, solved.g)
     )
-    monkeypatch.setattr("evoselect_pipeline.core.selectors.evolve_weights", None)
+    monkeypatch.setattr("evoselect_pipeline.core.evoselect.evolve_weights", None)
     for alignment in (found, kept):
         selection = select(problem, budget, 0, alignment=alignment)
         assert selection.selected_ids == direct.selected_ids
         assert [r.stage for r in selection.rejections] == [r.stage for r in direct.rejections]
         np.testing.assert_array_equal(selection.weights, direct.weights)
+
+
+NARROWED = EvoSelectSettings(weigh_whole_up_to=1999)
+
+
+@pytest.mark.parametrize("rounding", ["plan_quota", "capped"])
+def test_of_a_large_pool_the_rows_that_matter_are_weighed(mixture, rounding):
+    problem, kinds = mixture
+    narrowed = replace(NARROWED, rounding=rounding)
+    whole, held = (
+        select(problem, Budget(100), 0, settings=settings)
+        for settings in (replace(narrowed, weigh_whole_up_to=2000), narrowed)
+    )
+    assert whole.diagnostics["num_weighed"] == 2000
+    assert 400 <= held.diagnostics["num_weighed"] < 432  # four a row, rounded up for each target
+    assert np.count_nonzero(held.weights) <= held.diagnostics["num_weighed"]
+    assert kinds_of(held, problem, kinds).tolist() == [25, 25, 25, 25, 0, 0, 0]
+    assert len(set(whole.selected_ids) & set(held.selected_ids)) >= 60
+    assert sum(pick.cost for pick in held.picks) <= sum(pick.cost for pick in whole.picks)
+    row_of = {name: i for i, name in enumerate(problem.candidates.sample_ids)}
+    variety = [
+        vendi_score(problem.candidates.gradients[[row_of[i] for i in found.selected_ids]])
+        for found in (held, whole)
+    ]
+    assert variety[0] > 0.9 * variety[1]
+    decided = Counter(held.selected_ids) + Counter(r.sample_id for r in held.rejections)
+    assert decided == Counter(problem.candidates.sample_ids)
+    # A row that was not weighed is told apart as the others are.
+    told = {r.sample_id: r for r in whole.rejections}
+    same = [r == told[r.sample_id] for r in held.rejections if r.sample_id in told]
+    assert np.mean(same) == 1.0
+
+
+def test_a_large_pool_is_narrowed_alike_in_any_order_and_from_a_kept_alignment(mixture):
+    problem, _ = mixture
+    order = np.random.default_rng(1).permutation(2000)
+    moved = problem.with_candidates(problem.candidates.take(order))
+    first, second = (select(p, Budget(100), 0, settings=NARROWED) for p in (problem, moved))
+    assert first.picks == second.picks and first.rejections == second.rejections
+    np.testing.assert_array_equal(first.weights[order], second.weights)
+    found = align(problem, Budget(100), NARROWED)
+    solved = found.evolution.transport
+    kept = restore_alignment(
+        *(problem, Budget(100), NARROWED, found.evolution.weights, (solved.f, solved.g)),
+        rows=found.rows,
+    )
+    again = select(problem, Budget(100), 0, settings=NARROWED, alignment=kept)
+    assert again.selected_ids == first.selected_ids
+
+
+def test_copies_of_a_text_and_implausible_rows_take_no_room_among_the_rows_that_are_weighed(
+    mixture,
+):
+    problem, _ = mixture
+    nearest = np.argsort(-(problem.candidates.gradients @ problem.targets.gradients.T).max(axis=1))
+    texts, quality = np.array(problem.candidates.text_keys), np.ones(2000)
+    texts[nearest[:500]] = "copied"
+    quality[nearest[0]], quality[nearest[500:700]] = 0.9, 0.1
+    candidates = replace(problem.candidates, text_keys=tuple(texts.tolist()), quality=quality)
+    selection = select(
+        problem.with_candidates(candidates), Budget(100), 0, settings=replace(NARROWED, reach=2.0)
+    )
+    assert selection.diagnostics["num_short"] == 0
+    stages = Counter(r.stage for r in selection.rejections)
+    assert stages["implausible_answer"] == 200 and stages["same_text"] in (0, 499)
+
+
+@pytest.mark.parametrize(
+    ("budget", "changes"),
+    [
+        (Budget(tokens=2000), {}),
+        (Budget(100, source_share=0.5), {}),
+        (Budget(100), {"rounding": "topk"}),
+        (Budget(500), {}),
+    ],
+    ids=["tokens", "sources", "published", "most rows"],
+)
+def test_where_any_row_could_be_needed_all_are_weighed(mixture, budget, changes):
+    problem, _ = mixture
+    selection = select(problem, budget, 0, settings=replace(NARROWED, **changes))
+    assert selection.diagnostics["num_weighed"] == 2000
 
 
 @pytest.mark.parametrize("energy", ENERGIES)
@@ -209,8 +285,8 @@ def test_copies_of_a_text_share_the_start_of_one_row():
     )
     # Row 3 may not be chosen, so it takes nothing from the other two of its text.
     expected = [0.5, 0.5, 0.4, 0, 0.6, 0.25, 0]
-    np.testing.assert_allclose(_start(problem, EvoSelectSettings())[0], expected)
-    published = _start(problem, EvoSelectSettings(rounding="topk"))[0]
+    np.testing.assert_allclose(start_of(problem, EvoSelectSettings())[0], expected)
+    published = start_of(problem, EvoSelectSettings(rounding="topk"))[0]
     np.testing.assert_allclose(published, problem.candidates.quality)
 
 
