@@ -32,6 +32,7 @@ from evoselect_pipeline.core.streaming import (
     capped_quota_streamed,
     choose_streamed,
     cost_blocks,
+    reserve_quotas,
     stream_reserve,
 )
 
@@ -113,10 +114,18 @@ def decisions(vectors: MappedRows, targets: Targets, task: Task) -> Account:
 
 def staged(vectors: MappedRows, targets: Targets, task: Task) -> Account:
     """EvoSelect's weights and choice, on the rows that a transport of four times as many holds."""
-    reserve = stream_reserve(vectors, targets, task.num_rows, factor=HELD_PER_ROW)
+    quotas = reserve_quotas(targets, task.num_rows, HELD_PER_ROW)
+    reserve = stream_reserve(vectors, targets, quotas)
     problem = _problem(vectors, targets, reserve.rows)
     selection = select(problem, Budget(rows=task.num_rows), 0, "evoselect", SETTINGS)
     return lambda: {**_told(selection), "num_held": len(reserve.rows)}
+
+
+def shipped(vectors: MappedRows, targets: Targets, task: Task) -> Account:
+    """`select` as it is shipped: every row read into memory, weighed or not, and told why."""
+    problem = _problem(vectors, targets, np.arange(len(vectors)))
+    selection = select(problem, Budget(rows=task.num_rows), 0)
+    return lambda: {**_told(selection), "num_held": selection.diagnostics["num_weighed"]}
 
 
 def pot_emd(vectors: MappedRows, targets: Targets, task: Task) -> Account:
@@ -150,6 +159,7 @@ MEASURES: dict[str, Callable[[MappedRows, Targets, Task], Account]] = {
     "capped_transport": capped,
     "capped_with_decisions": decisions,
     "staged_evoselect": staged,
+    "select": shipped,
     "pot_emd": pot_emd,
     "evolve_weights": evolve,
 }

@@ -10,14 +10,15 @@ from urllib.parse import urlsplit
 import dagster as dg
 
 from evoselect_pipeline.addresses import is_in_the_clear, is_metadata_service
+from evoselect_pipeline.components.lost_retries import is_asked_for_again
 from evoselect_pipeline.report.text import WORD_JOINER, one_line
 
 WEBHOOK = "EVOSELECT_WEBHOOK"
 TIMEOUT_S = 10
 MOST_CHARS = 1_000
+WILL_RETRY = "dagster/will_retry"
 # A failure may quote a server or a row: in a chat that must neither call people nor make links.
 INERT = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": f"@{WORD_JOINER}"})
-WILL_RETRY = "dagster/will_retry"
 
 
 @dg.run_failure_sensor(
@@ -27,7 +28,8 @@ WILL_RETRY = "dagster/will_retry"
 )
 def tells_of_failed_runs(context: dg.RunFailureSensorContext) -> None:
     """Log what failed and post it; a webhook that does not answer fails nothing else."""
-    if context.dagster_run.tags.get(WILL_RETRY) == "true":
+    run = context.dagster_run
+    if run.tags.get(WILL_RETRY) == "true" or is_asked_for_again(context.instance, run):
         return  # a round that stepped aside, or a worker that died: only the last attempt is news
     records = context.instance.all_logs(
         context.dagster_run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION

@@ -7,6 +7,7 @@ is submitted last, behind the rounds that need it.
 import dagster as dg
 
 from evoselect_pipeline.components.automation import IN_FLIGHT, MAX_RETRIES, PARTITION_TAG, is_of
+from evoselect_pipeline.components.lost_retries import was_given_up
 from evoselect_pipeline.errors import RoundOrderError
 from evoselect_pipeline.rounds.line import PROMOTED, Line
 from evoselect_pipeline.stores.artifacts import MANIFEST
@@ -77,7 +78,11 @@ def _pending(instance: dg.DagsterInstance, line: str, round_number: int) -> dg.D
             run
             for run in runs
             if is_of(run, line)
-            and (run.status in IN_FLIGHT or run.is_complete_and_waiting_to_retry)
+            and (
+                run.status in IN_FLIGHT
+                or run.is_complete_and_waiting_to_retry
+                or was_given_up(instance, run)
+            )
         ),
         None,
     )

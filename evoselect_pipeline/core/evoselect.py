@@ -8,11 +8,11 @@ Shapes: N candidates, M targets, k rows to choose, R rows that are weighed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from evoselect_pipeline.core.capped import integer_quotas
 from evoselect_pipeline.core.evolve_weights import (
     Evolution,
     cost_matrix,
@@ -29,12 +29,23 @@ from evoselect_pipeline.core.explain import (
 )
 from evoselect_pipeline.core.ledger import Choice, Ledger, nearest_rows, repeats_history
 from evoselect_pipeline.core.rounding import capped_quota, plan_quota, reach_cap, topk
-from evoselect_pipeline.core.selection import Selection, SelectionProblem, Targets, prepare
+from evoselect_pipeline.core.selection import (
+    Candidates,
+    Selection,
+    SelectionProblem,
+    Targets,
+    prepare,
+)
 from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
-from evoselect_pipeline.core.streaming import stream_nearest_targets, stream_reserve
+from evoselect_pipeline.core.streaming import (
+    reserve_quotas,
+    stream_nearest_targets,
+    stream_reserve,
+)
 from evoselect_pipeline.errors import DataError
 
 HELD_PER_ROW = 4.0  # rows weighed for each row to choose, where not all are
+LARGEST_SHARE_HELD = 0.25  # of the pool: to hold more costs as much as it saves
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,8 @@ def evoselect(
     alignment = alignment or _align(problem, budget, settings)
     evolution, rows = alignment.evolution, alignment.rows
     weighed = _restricted(problem, rows)
+    weights = np.zeros(len(problem.candidates))
+    weights[rows] = evolution.weights
     log_plan, cost = evolution.log_plan(), evolution.transport.cost
     limits = {
         "reach": reach_cap(problem, settings.reach),
@@ -101,16 +114,16 @@ def evoselect(
     }
     if settings.rounding == "topk":
         choice = topk(weighed, budget, evolution.weights, log_plan.argmax(axis=1))
-        rejections = ranked_out(problem.candidates, choice, evolution.weights, "weight")
+        rejections = ranked_out(problem.candidates, _renumbered(choice, rows), weights, "weight")
     else:
         in_turns = settings.rounding == "plan_quota"
         score = log_plan if in_turns else _log_weights(evolution.weights, settings) - cost
         by_quota = plan_quota if in_turns else capped_quota
         choice = by_quota(weighed, budget, score, problem.targets.weights, cost=cost, **limits)
-        among_all, nearest = choice, nearest_targets(cost)
+        among_all, nearest = _renumbered(choice, rows), nearest_targets(cost)
         if weighed is not problem:
             implausible = Ledger(problem, budget, quality_floor=settings.quality_floor).refusals()
-            among_all = _renumbered(choice, rows, implausible)
+            among_all = replace(among_all, refusals={**implausible, **among_all.refusals})
             nearest = stream_nearest_targets(problem.candidates.gradients, problem.targets)
         rejections = explain_rejections(
             problem, among_all, nearest, limits["reach"], settings.dedup_cosine
@@ -122,8 +135,6 @@ def evoselect(
         + (f", answer plausible at {quality[i]:.0%}" if quality[i] < 1 else "")
         for i, j, p in zip(choice.rows, choice.targets, mass, strict=True)
     ]
-    weights = np.zeros(len(problem.candidates))
-    weights[rows] = evolution.weights
     return Selection(
         method="evoselect",
         picks=make_picks(weighed, choice, cost, sentences, mass),
@@ -167,24 +178,34 @@ def rows_to_weigh(
     """Row numbers [R], ascending, of the candidates whose weights are evolved: all, or the nearest.
 
     Weights need 84 bytes for each row and target, and half a thousand passes. Of a pool above
-    `weigh_whole_up_to` one streamed transport therefore holds `HELD_PER_ROW` rows for each row to
-    choose, at the cost C_ij - epsilon log(plausibility): an approximation. Of rows with one text
-    the most plausible stands for all. A budget of tokens, a cap on sources and the published rule
-    could need any row: there, the whole pool is weighed, whatever it takes.
+    `weigh_whole_up_to` a streamed transport therefore holds `HELD_PER_ROW` rows for each row to
+    choose, at the cost C_ij - epsilon log(plausibility): an approximation. What a target lacks,
+    others hold for it. Of rows with one text the cheapest stands for all. All are weighed where
+    that saves little, and where any row could be needed: with a budget of tokens, a cap on
+    sources, a look for copies by gradient, and the published rule.
     """
-    num_rows = len(problem.candidates)
-    by_rows = budget.rows is not None and budget.tokens is None and budget.source_share is None
-    if num_rows <= settings.weigh_whole_up_to or not by_rows or settings.rounding == "topk":
+    num_rows, reach = len(problem.candidates), reach_cap(problem, settings.reach)
+    wanted = HELD_PER_ROW * (budget.rows or num_rows)
+    by_rows = budget.tokens is None and budget.source_share is None and settings.dedup_cosine >= 1
+    saves = num_rows > settings.weigh_whole_up_to and wanted <= LARGEST_SHARE_HELD * num_rows
+    if not (saves and by_rows) or settings.rounding == "topk":
         return np.arange(num_rows)
-    stands = _one_of_each_text(problem, _admissible_quality(problem, settings))
+    vectors, targets = problem.candidates.gradients, problem.targets
     with np.errstate(divide="ignore"):
-        row_cost = -settings.epsilon * np.log(stands)
-    return stream_reserve(
-        *(problem.candidates.gradients, problem.targets, int(budget.rows or 0)),
-        row_cost=row_cost,
-        reach=reach_cap(problem, settings.reach),
-        factor=HELD_PER_ROW,
-    ).rows
+        row_cost = -settings.epsilon * np.log(_admissible_quality(problem, settings))
+    _, cost = stream_nearest_targets(vectors, targets)
+    row_cost[~_stands_for_its_text(problem.candidates, cost, row_cost, reach)] = np.inf
+    if not (np.isfinite(row_cost) & (cost <= reach)).any():
+        reach = np.inf  # nothing will be chosen, and the nearest rows tell why
+    quotas = reserve_quotas(targets, budget.rows or 0, HELD_PER_ROW)
+    poor = np.zeros(len(quotas), dtype=bool)
+    while True:  # each further pass has found a target that is poor in rows
+        held = stream_reserve(vectors, targets, quotas, row_cost=row_cost, reach=reach)
+        poor |= held.unmet > 0
+        rich, missing = ~poor & (quotas > 0), int(np.ceil(wanted)) - len(held.rows)
+        if missing <= 0 or not rich.any():
+            return held.rows
+        quotas = quotas - held.unmet + integer_quotas(np.where(rich, quotas, 0), missing)
 
 
 def _align(problem: SelectionProblem, budget: Budget, settings: EvoSelectSettings) -> Alignment:
@@ -204,12 +225,10 @@ def _restricted(problem: SelectionProblem, rows: np.ndarray) -> SelectionProblem
     return problem.with_candidates(problem.candidates.take(rows))
 
 
-def _renumbered(
-    choice: Choice, rows: np.ndarray, refusals: Mapping[int, tuple[str, str]]
-) -> Choice:
-    """The same choice, its row numbers counting in the whole pool, with the refusals there."""
-    own = {int(rows[i]): why for i, why in choice.refusals.items()}
-    return replace(choice, rows=rows[choice.rows], refusals={**refusals, **own})
+def _renumbered(choice: Choice, rows: np.ndarray) -> Choice:
+    """The same choice, its row numbers counting in the whole pool."""
+    refusals = {int(rows[i]): why for i, why in choice.refusals.items()}
+    return replace(choice, rows=rows[choice.rows], refusals=refusals)
 
 
 def _admissible_quality(problem: SelectionProblem, settings: EvoSelectSettings) -> np.ndarray:
@@ -225,12 +244,18 @@ def _admissible_quality(problem: SelectionProblem, settings: EvoSelectSettings) 
     return quality
 
 
-def _one_of_each_text(problem: SelectionProblem, quality: np.ndarray) -> np.ndarray:
-    """Plausibility [N] of the best row of each text, the first of equals, and 0 for its copies."""
-    order = np.argsort(-quality, kind="stable")
-    _, first = np.unique(np.array(problem.candidates.text_keys)[order], return_index=True)
-    stands = np.zeros_like(quality)
-    stands[order[first]] = quality[order[first]]
+def _stands_for_its_text(
+    candidates: Candidates, cost: np.ndarray, row_cost: np.ndarray, reach: float
+) -> np.ndarray:
+    """Boolean [N]: of all rows with its text this one is the cheapest within reach, or the first.
+
+    `cost` [N] is that of the nearest target.
+    """
+    total = np.where(cost <= reach, cost + row_cost, np.inf)
+    order = np.argsort(total, kind="stable")
+    _, first = np.unique(np.array(candidates.text_keys)[order], return_index=True)
+    stands = np.zeros(len(cost), dtype=bool)
+    stands[order[first]] = True
     return stands
 
 

@@ -65,7 +65,8 @@ def select(
         A key of `SELECTORS`.
     settings : EvoSelectSettings, optional
     alignment : Alignment, optional
-        What `align` found for this problem; `evoselect` then does not evolve weights again.
+        What `align` found for this problem, budget and settings; `evoselect` then does not evolve
+        weights again.
 
     Returns
     -------

@@ -112,8 +112,9 @@ class EvoSelectSettings:
     weigh_whole_up_to: int = field(
         default=20_000,
         metadata=_described(
-            "Of a pool of more rows than this, one transport holds four for each row to choose,"
-            " and only they are weighed; 0 or more."
+            "Of a pool of more rows than this, a transport holds four for each row to choose, and"
+            " only they are weighed; 0 or more. Not where that is more than a quarter of the pool,"
+            " nor with `max_tokens`, `source_share`, `topk` or a `dedup_cosine` below 1."
         ),
     )
     partial: bool = field(

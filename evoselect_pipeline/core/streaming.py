@@ -39,12 +39,14 @@ class Rows(Protocol):
 class Reserve:
     """The rows that a choice can need, in ascending order, and where every row stands.
 
-    No row outside costs target j less than `duals[j]` [M]. `nearest_target` [N] and
-    `nearest_cosine` [N] say which target each of all rows is most like.
+    No row outside costs target j less than `duals[j]` [M]. `unmet` [M] counts the rows that were
+    wanted for a target and do not exist. `nearest_target` [N] and `nearest_cosine` [N] say which
+    target each of all rows is most like.
     """
 
     rows: np.ndarray
     duals: np.ndarray
+    unmet: np.ndarray
     nearest_target: np.ndarray
     nearest_cosine: np.ndarray
 
@@ -119,20 +121,18 @@ def choose_streamed(
 def stream_reserve(
     vectors: Rows,
     targets: Targets,
-    num_rows: int,
+    quotas: np.ndarray,
     *,
     row_cost: np.ndarray | None = None,
     reach: float = np.inf,
-    factor: float = FIRST_RESERVE,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Reserve:
-    """Hold the best `factor` times as many rows as will be chosen, by one capped transport.
+    """Hold the rows that serve each target j with `quotas[j]` [M] rows, by one capped transport.
 
     Rows of infinite `row_cost`, and pairs with 1 - <x_i, y_j> above `reach`, are inadmissible.
-    The reserve is the optimum for quotas ceil(factor k b_j), so that its duals h bound the rows
-    outside: C_ij >= h_j for all j. Where that is as many rows as there are, it is all of them.
+    The reserve is the optimum for its quotas, so that its duals h bound the rows outside:
+    C_ij >= h_j for all j. Where that is as many rows as there are, it is all of them.
     """
-    quotas = np.ceil(factor * num_rows * targets.weights).astype(np.int64)
     nearest_target = np.empty(len(vectors), np.int32)
     nearest_cosine = np.empty(len(vectors), np.float32)
 
@@ -151,10 +151,16 @@ def stream_reserve(
         for _ in admissible():
             pass  # only for the nearest targets
         rows, duals = np.arange(len(vectors)), np.full(len(quotas), np.inf)
+        unmet = np.zeros_like(quotas)
     else:
         plan = capped_transport(admissible(), quotas)
-        rows, duals = plan.rows, plan.duals
-    return Reserve(rows, duals, nearest_target, nearest_cosine)
+        rows, duals, unmet = plan.rows, plan.duals, plan.unmet
+    return Reserve(rows, duals, unmet, nearest_target, nearest_cosine)
+
+
+def reserve_quotas(targets: Targets, num_rows: int, factor: float) -> np.ndarray:
+    """ceil(factor k b_j), [M]: so many times the rows that will be chosen for each target."""
+    return np.ceil(factor * num_rows * targets.weights).astype(np.int64)
 
 
 def capped_quota_streamed(
@@ -211,10 +217,9 @@ def capped_quota_streamed(
     while True:
         num_passes += 1
         reserve = stream_reserve(
-            *(vectors, targets, budget.rows),
+            *(vectors, targets, reserve_quotas(targets, budget.rows, factor)),
             row_cost=row_cost,
             reach=reach,
-            factor=factor,
             chunk_rows=chunk_rows,
         )
         problem = problem_of(reserve.rows)

@@ -35,8 +35,8 @@ def story(line: Line, prefix: str) -> dict[str, Any]:
         "messages": turns,
         "decisions": [known(decision) for decision in decisions],
         "scores": [known(score) for score in scores],
-        "gradients": [found for score in scores if score["line"] == line.name
-                      if (found := _gradient(line, sample_id, score["round"]))],
+        "gradients": [found for number in _rounds_of(line, [*decisions, *scores])
+                      if (found := _gradient(line, sample_id, number))],
         "adapters": _adapters_with(line, chosen),
     }  # fmt: skip
 
@@ -114,6 +114,12 @@ def known(record: dict[str, Any]) -> dict[str, Any]:
 
 def _started_from(line: Line, round_number: int) -> int | None:
     return read_facts(line.artifact(round_number, "incoming_adapter"))["trained_in_round"]
+
+
+def _rounds_of(line: Line, found: list[dict[str, Any]]) -> list[int]:
+    """The line's rounds with features among those of some decisions and scores."""
+    rounds = {row["round"] for row in found if row["line"] == line.name}
+    return sorted(number for number in rounds if line.has(number, "projected_gradients"))
 
 
 def _gradient(line: Line, sample_id: str, round_number: int) -> dict[str, Any] | None:

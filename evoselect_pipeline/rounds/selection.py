@@ -143,7 +143,7 @@ def alignment_scores(line: Line, round_number: int) -> Artifact:
     """Weigh the candidates by transport to the targets and by diversity.
 
     Rows are weighed whichever selector is configured: the scores tell what EvoSelect thinks of a
-    row that another method chose.
+    row that another method chose. Of a large pool only the rows that it weighs have scores.
     """
     require(gradients_finite, line, round_number)
     config = line.config

@@ -2,20 +2,34 @@
 
 import json
 import socket
-from datetime import datetime, timedelta
+import time
 from types import SimpleNamespace
 
 import dagster as dg
 import pytest
-from dagster._core.events import DagsterEvent, EngineEventData
+from dagster._core.events import EngineEventData
 from dagster._core.launcher import WorkerStatus
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.auto_run_reexecution.auto_run_reexecution import filter_runs_to_should_retry
 from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
 
 from evoselect_pipeline.components import lost_retries, run_launcher
-from evoselect_pipeline.components.automation import ENDED_TAG, HOLDER_TAG, PARTITION_TAG
-from evoselect_pipeline.components.lost_retries import asks_again_for_lost_retries
+from evoselect_pipeline.components.automation import (
+    ENDED_TAG,
+    HOLDER_TAG,
+    LINE_TAG,
+    PARTITION_TAG,
+)
+from evoselect_pipeline.components.lost_retries import (
+    asks_again_for_lost_retries,
+    is_asked_for_again,
+    was_given_up,
+)
 from evoselect_pipeline.components.run_launcher import WatchfulRunLauncher
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline_tests.integration.in_dagster import materialize, tiny
@@ -25,7 +39,6 @@ WAITING, STARTED, FAILED = (
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.FAILURE,
 )
-LATER = timedelta(minutes=2)
 ASIDE = {
     "dagster/priority": "1",
     "dagster/max_retries": "1",
@@ -182,24 +195,42 @@ def retrying():
         yield found
 
 
-def ask_again(instance, monkeypatch, after=LATER) -> str:
+def failed_run(instance, number=0, **tags):
+    """A run of a round that a code server was given, and that dies."""
+    server = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("somewhere"), "__repository__")
+    run = create_run_for_test(
+        instance,
+        status=STARTED,
+        tags={PARTITION_TAG: f"{number:04d}", **tags},
+        asset_selection=frozenset([dg.AssetKey(["sums", "incoming_adapter"])]),
+        remote_job_origin=RemoteJobOrigin(server, "a_job"),
+    )
+    instance.report_run_failed(run, "the worker died")
+    return instance.get_run_by_id(run.run_id)
+
+
+def ask_again(instance, monkeypatch, after_s=120.0) -> str:
     """A tick of the sensor, some time after whatever was last written."""
-
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime.now(tz) + after
-
-    monkeypatch.setattr(lost_retries, "datetime", Clock)
+    clock = SimpleNamespace(time=lambda: time.time() + after_s)
+    monkeypatch.setattr(lost_retries, "time", clock)
     return asks_again_for_lost_retries(dg.build_sensor_context(instance)).skip_message
+
+
+def give_up(instance, run):
+    """What Dagster does when it cannot place a retry."""
+    instance.report_engine_event("Failed to retry run", run, EngineEventData())
+    instance.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
+
+
+def failures(instance, run) -> list[str]:
+    told = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
+    return [entry.get_dagster_event().message for entry in told]
 
 
 def test_a_retry_that_dagster_missed_is_asked_for_again(retrying, monkeypatch):
     """It misses a failure whose event it reads before the run's status is written."""
     consumer = Consumer()
     assert consumer.look(retrying) == []
-    run = create_run_for_test(retrying, status=STARTED)
-    died = DagsterEvent(dg.DagsterEventType.RUN_FAILURE.value, run.job_name, message="it died")
     storing = retrying.event_log_storage.store_event
 
     def looked_at_once(event):
@@ -208,33 +239,56 @@ def test_a_retry_that_dagster_missed_is_asked_for_again(retrying, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(retrying.event_log_storage, "store_event", looked_at_once)
-        retrying.report_dagster_event(died, run.run_id)
-    assert retrying.get_run_by_id(run.run_id).is_complete_and_waiting_to_retry
+        run = failed_run(retrying)
+    assert run.is_complete_and_waiting_to_retry
     assert consumer.look(retrying) == []
 
-    assert "none" in ask_again(retrying, monkeypatch, after=timedelta(0)), "it may be on its way"
+    assert "none" in ask_again(retrying, monkeypatch, after_s=0), "it may be on its way"
+    assert "none" in ask_again(retrying, monkeypatch, after_s=7200), "a person has seen to it"
     assert run.run_id[:8] in ask_again(retrying, monkeypatch)
     assert consumer.look(retrying) == [run.run_id]
+    assert failures(retrying, run) == ["the worker died", "the worker died Its retry never came."]
 
 
 def test_a_retry_that_dagster_gave_up_is_asked_for_again_a_few_times(retrying, monkeypatch):
     """It gives up a run whose code server is away when it looks."""
     consumer = Consumer()
     consumer.look(retrying)
-    run = create_run_for_test(retrying, status=STARTED)
-    retrying.report_run_failed(run)
+    run = failed_run(retrying)
     for _ in range(lost_retries.MOST_FAILURES - 1):
         assert consumer.look(retrying) == [run.run_id]
-        retrying.report_engine_event("Failed to retry run", run, EngineEventData())
-        retrying.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
-        assert run.run_id[:8] in ask_again(retrying, monkeypatch)
+        give_up(retrying, run)
+        assert was_given_up(retrying, retrying.get_run_by_id(run.run_id))
+        assert run.run_id[:8] in ask_again(retrying, monkeypatch, after_s=0)
+        is_last = len(failures(retrying, run)) == lost_retries.MOST_FAILURES
+        assert is_asked_for_again(retrying, run) is not is_last
+    give_up(retrying, run)
+    assert "none" in ask_again(retrying, monkeypatch)
+    assert not was_given_up(retrying, retrying.get_run_by_id(run.run_id))
+
+
+def test_a_run_that_is_not_to_be_tried_again_is_left_alone(retrying, monkeypatch):
+    failed_run(retrying, **{"dagster/max_retries": "0"})  # ended by a person
+    failed_run(retrying, 1, **{"dagster/backfill": "gone"})
+    by_command = create_run_for_test(retrying, status=STARTED)
+    retrying.report_run_failed(by_command)
+    assert retrying.get_run_by_id(by_command.run_id).is_complete_and_waiting_to_retry
+    deleted = failed_run(retrying, 2)
+    retrying.add_run_tags(deleted.run_id, {"dagster/auto_retry_run_id": "deleted"})
     assert "none" in ask_again(retrying, monkeypatch)
 
 
-def test_a_run_that_was_tried_again_or_is_not_to_be_is_left_alone(retrying, monkeypatch):
-    run = create_run_for_test(retrying, status=STARTED)
-    retrying.report_run_failed(run)
-    create_run_for_test(retrying, tags={"dagster/parent_run_id": run.run_id})
-    ended = create_run_for_test(retrying, status=STARTED, tags={"dagster/max_retries": "0"})
-    retrying.report_run_failed(ended)
-    assert "none" in ask_again(retrying, monkeypatch)
+def test_a_round_that_somebody_has_begun_anew_is_left_alone(retrying, monkeypatch):
+    run = failed_run(retrying)
+    create_run_for_test(retrying, tags={PARTITION_TAG: "0000", LINE_TAG: "other"})
+    assert run.run_id[:8] in ask_again(retrying, monkeypatch)
+    create_run_for_test(retrying, tags={PARTITION_TAG: "0000", LINE_TAG: "sums"})
+    assert "none" in ask_again(retrying, monkeypatch, after_s=300)
+
+
+def test_a_round_steps_aside_for_one_whose_retry_could_not_be_placed(retrying, home):
+    before = run_of(retrying, 1, STARTED)
+    retrying.report_run_failed(before)
+    give_up(retrying, before)
+    said, _ = begin(retrying, home, 2)
+    assert said.startswith(f"round 0002 steps aside: run {before.run_id} still has to make")

@@ -19,6 +19,7 @@ from evoselect_pipeline.core.streaming import (
     capped_quota_streamed,
     choose_streamed,
     cost_blocks,
+    reserve_quotas,
     stream_reserve,
 )
 from evoselect_pipeline.errors import ConfigError, DataError
@@ -144,7 +145,7 @@ def test_a_reserve_full_of_copies_is_doubled_until_it_proves_the_choice():
 def test_no_row_outside_the_reserve_undercuts_its_duals():
     rng = np.random.default_rng(3)
     vectors, targets = unit_rows(rng, 2000, DIM), some_targets(rng)
-    reserve = stream_reserve(vectors, targets, 50, factor=3.0, chunk_rows=128)
+    reserve = stream_reserve(vectors, targets, reserve_quotas(targets, 50, 3.0), chunk_rows=128)
     cost = 1.0 - vectors @ targets.gradients.T
     outside = np.setdiff1d(np.arange(2000), reserve.rows)
     assert len(reserve.rows) == np.ceil(150 * targets.weights).sum()
@@ -165,7 +166,7 @@ def test_memory_does_not_grow_with_the_rows_beyond_bytes_each(tmp_path):
         vectors = MappedRows(path)
         choose_streamed(vectors, targets, 50)  # imports come first
         tracemalloc.start()
-        stream_reserve(vectors, targets, 50)
+        stream_reserve(vectors, targets, reserve_quotas(targets, 50, 2.0))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 16 * 60_000
