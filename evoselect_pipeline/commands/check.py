@@ -73,7 +73,7 @@ def check_line(line: Line, strict: bool, repair: bool, format: str) -> int:
         title = f"Line {line.name}: {len(table)} problems"
         print_table(title, ["where", "what", "how to mend"], table)
     else:
-        stdout.print(f"Line {line.name}: all is well ({looked}).")
+        stdout.print(f"Line {line.name}: nothing is wrong ({looked}).")
     for note in notes:
         stdout.print(f"  {visible(note)}", markup=False, highlight=False)
     return int(bool(problems))

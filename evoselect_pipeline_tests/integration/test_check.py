@@ -93,7 +93,7 @@ def test_notes_stand_below_the_verdict_and_steer_no_terminal(rows, evoselect):
     ended = evoselect("check", *FILES)
     assert ended.code == 0
     verdict, *told = ended.out.splitlines()
-    assert verdict.startswith("Line playground: all is well")
+    assert verdict.startswith("Line playground: nothing is wrong")
     assert told[0] == "  rows: 2 targets, 2 validation, 1 test"
     assert any("[bold]" in note for note in told)
     assert "\x1b" not in ended.out
