@@ -40,6 +40,7 @@ REACH = 1.0  # a row must point towards its target at all
 DEDUP_COSINE = 0.95
 MAX_REPEAT_SECONDS = 60.0  # no further repeat of a measurement starts after this
 MAX_PIVOTS = 10**8
+GATHERED_ROWS = 1024  # the system maps more pages around each that is touched
 SETTINGS = EvoSelectSettings(rounding="capped", reach=REACH, dedup_cosine=DEDUP_COSINE)
 Facts = dict[str, Any]
 Account = Callable[[], Facts]  # what was found, told outside of the measured time
@@ -76,7 +77,10 @@ class MappedRows:
         return self._map[-1][0]
 
     def __getitem__(self, index: Any, /) -> np.ndarray:
-        return np.memmap(*self._map)[index]
+        if not isinstance(index, np.ndarray):
+            return np.memmap(*self._map)[index]
+        parts = range(0, len(index), GATHERED_ROWS)
+        return np.concatenate([np.memmap(*self._map)[index[i : i + GATHERED_ROWS]] for i in parts])
 
 
 def similarity_pass(vectors: MappedRows, targets: Targets) -> None:
