@@ -23,6 +23,7 @@ UNUSED = -1
 CHECK_TOLERANCE = 1e-9  # as a share of the largest finite cost
 ROUNDING = 1e-12  # likewise
 SHARE_ROUNDING = 1e-9  # remainders are compared in this unit, so that rounding breaks no tie
+FEW_TARGETS = 16
 MIN_PENDING_ROWS = 1024  # solving fewer new rows at a time costs more than it prunes
 MOST_UNITS = 2**53  # beyond, floats skip whole numbers
 MAX_PIVOTS = 10**7  # guards against cycling: 25,000 rows x 256 targets take fewer than 10**5
@@ -105,10 +106,11 @@ def capped_transport(
     spans: list[tuple[int, int]] = []
     blocks = _array_blocks(cost, chunk_rows) if isinstance(cost, np.ndarray) else cost
     for start, block in blocks:
-        block = _checked_block(start, block, len(quotas))
+        block, least = _checked_block(start, block, len(quotas))
         spans.append((start, start + len(block)))
-        block = block if len(used) == len(quotas) else block[:, used]
-        entering = _entering(block, duals)
+        if len(used) < len(quotas):
+            block, least = block[:, used], least[used]
+        entering = _entering(block, least, duals)
         pending.append((start + entering, block[entering].astype(np.float64)))
         if sum(len(rows) for rows, _ in pending) >= max(MIN_PENDING_ROWS, quotas.sum()):
             pool, duals = _absorb(pool, pending, used_quotas)
@@ -155,14 +157,18 @@ def integer_quotas(shares: np.ndarray, k: int) -> np.ndarray:
     return quotas
 
 
-def _entering(block: np.ndarray, duals: np.ndarray) -> np.ndarray:
+def _entering(block: np.ndarray, least: np.ndarray, duals: np.ndarray) -> np.ndarray:
     """Numbers of the rows of a block [n, M] that cost some target less than its dual [M].
 
-    All are compared in the block's own precision, which takes half the time of a mixed comparison,
-    against duals that are rounded up to it; then the few that are left, exactly.
+    Only targets whose least cost in the block is low enough are looked at: late in a stream that
+    is none, mostly. They are compared in the block's own precision, which takes half the time of
+    a mixed comparison, against duals that are rounded up to it; the few rows left, exactly.
     """
     rounded_up = np.nextafter(duals.astype(block.dtype), np.inf, dtype=block.dtype)
-    rows = np.flatnonzero((block < rounded_up).any(axis=1))
+    low = np.flatnonzero(least < rounded_up)
+    # Beyond a few, to gather columns takes longer than to compare all.
+    chosen = low if len(low) <= FEW_TARGETS else slice(None)
+    rows = np.flatnonzero((block[:, chosen] < rounded_up[chosen]).any(axis=1))
     return rows[(block[rows] < duals).any(axis=1)]
 
 
@@ -318,7 +324,10 @@ def _checked_quotas(quotas: np.ndarray) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _checked_block(start: int, block: np.ndarray, num_targets: int) -> np.ndarray:
+def _checked_block(
+    start: int, block: np.ndarray, num_targets: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A block of costs [n, M] as floats, and the least cost of each target in it [M]."""
     block = np.asarray(block)
     if block.dtype.kind != "f":
         block = block.astype(np.float64)
@@ -327,13 +336,14 @@ def _checked_block(start: int, block: np.ndarray, num_targets: int) -> np.ndarra
             f"capped transport: {num_targets} quotas need costs of shape [n, {num_targets}],"
             f" got {block.shape} at row {start}"
         )
-    if not block.min(initial=np.inf) > -np.inf:  # negated: NaN must not pass
+    least = block.min(axis=0, initial=np.inf)
+    if not (least > -np.inf).all():  # negated: NaN must not pass
         count = int((np.isnan(block) | np.isneginf(block)).sum())
         raise NumericsError(
             f"capped transport: {count} costs from row {start} on are NaN or -inf;"
             " set the rows with broken gradients aside first"
         )
-    return block
+    return block, least
 
 
 def _check_spans(spans: list[tuple[int, int]], num_units: int) -> None:
