@@ -17,7 +17,7 @@ ui: $(VENV)/.installed  ## install, then start the Dagster and MLflow UIs on loo
 	$(BIN)/evoselect ui
 
 test: $(VENV)/.installed-dev  ## install, then run all tests
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev  ## format check, lint, types, Dagster definitions
 	$(BIN)/ruff format --check .
