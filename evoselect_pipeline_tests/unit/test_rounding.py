@@ -20,6 +20,10 @@ from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targ
 from evoselect_pipeline.core.settings import Budget
 
 
+def nearest(problem):
+    return nearest_targets(cost_matrix(problem))
+
+
 def unit(matrix):
     matrix = np.asarray(matrix, dtype=np.float64)
     return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
@@ -31,15 +35,11 @@ def make_problem(gradients, targets, weights=(), text_keys=None, history=None):
     ones = np.ones(num_rows)
     history = np.zeros((0, 0), np.float32) if history is None else unit(history)
     return SelectionProblem(
-        Candidates(
-            ids, unit(gradients), ones, ones, ones, ("g",) * num_rows, tuple(text_keys or ids)
-        ),
+        Candidates(ids, unit(gradients), *[ones] * 3, ("g",) * num_rows, tuple(text_keys or ids)),
         Targets(
             tuple(f"t{j}" for j in range(num_targets)),
-            unit(targets),
-            np.ones(num_targets),
-            ("s",) * num_targets,
-            np.array(weights, dtype=float),
+            *(unit(targets), np.ones(num_targets), ("s",) * num_targets),
+            weights=np.array(weights, dtype=float),
         ),
         history,
         tuple(f"h{i}" for i in range(len(history))),
@@ -140,9 +140,7 @@ def test_rows_near_earlier_rounds_are_not_chosen():
     problem = make_problem([[1, 0.01], [0, 1]], [[1, 0]], history=[[1, 0]])
     choice = choose(problem, 2)
     assert choice.rows.tolist() == [1]
-    rejection = explain_rejections(
-        problem, choice, nearest_targets(cost_matrix(problem)), 2.0, 0.95
-    )[0]
+    rejection = explain_rejections(problem, choice, nearest(problem), 2.0, 0.95)[0]
     assert (rejection.stage, rejection.related_id) == ("near_duplicate", "h0")
 
 
@@ -159,7 +157,7 @@ def test_every_stage_of_rejection_names_its_cause():
         text_keys=["a", "b", "a", "d", "e"],
     )
     choice = choose(problem, 1, reach=0.9)
-    found = explain_rejections(problem, choice, nearest_targets(cost_matrix(problem)), 0.9, 0.95)
+    found = explain_rejections(problem, choice, nearest(problem), 0.9, 0.95)
     assert [(r.sample_id, r.stage, r.related_id) for r in found] == [
         ("c01", "near_duplicate", "c00"),
         ("c02", "same_text", "c00"),
@@ -384,7 +382,7 @@ def test_implausible_answers_are_refused_with_a_sentence():
             "implausible_answer",
             "its answer surprises beside those of like targets: plausible at 20%",
         )
-        left = explain_rejections(problem, choice, nearest_targets(cost_matrix(problem)), 2.0, 0.95)
+        left = explain_rejections(problem, choice, nearest(problem), 2.0, 0.95)
         assert [(r.sample_id, r.stage) for r in left] == [
             ("c01", "implausible_answer"),
             ("c03", "implausible_answer"),
