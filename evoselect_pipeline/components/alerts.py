@@ -16,9 +16,9 @@ from evoselect_pipeline.report.text import WORD_JOINER, one_line
 WEBHOOK = "EVOSELECT_WEBHOOK"
 TIMEOUT_S = 10
 MOST_CHARS = 1_000
-WILL_RETRY = "dagster/will_retry"
 # A failure may quote a server or a row: in a chat that must neither call people nor make links.
 INERT = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": f"@{WORD_JOINER}"})
+WILL_RETRY = "dagster/will_retry"
 
 
 @dg.run_failure_sensor(

@@ -200,9 +200,14 @@ def _last_run(instance: dg.DagsterInstance, line: str, key: str) -> dg.DagsterRu
 
 def is_of(run: dg.DagsterRun, line: str) -> bool:
     """Whether a run works on a line, however it was started."""
+    return line in lines_of(run)
+
+
+def lines_of(run: dg.DagsterRun) -> set[str]:
+    """The lines that a run works on, however it was started."""
     # A run that was launched from the asset graph carries no tag of ours.
-    chosen = run.asset_selection or ()
-    return run.tags.get(LINE_TAG) == line or any(key.path[0] == line for key in chosen)
+    named = {run.tags[LINE_TAG]} if LINE_TAG in run.tags else set()
+    return named | {key.path[0] for key in run.asset_selection or ()}
 
 
 def _until(config: LineConfig) -> str:

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Sequence
 
 import dagster as dg
 
-from evoselect_pipeline.components.automation import LINE_TAG, PARTITION_TAG
+from evoselect_pipeline.components.automation import PARTITION_TAG, lines_of
 
 RETRIED_AS = "dagster/auto_retry_run_id"
 BACKFILL = "dagster/backfill"
 GAVE_UP = "Failed to retry run"  # what Dagster writes in the log of the run
-NEVER_CAME = " Its retry never came."
 AFTER_S = 60.0  # its daemon looks every five seconds
 WITHIN_S = 3600.0  # after that a person has seen to it
 MOST_FAILURES = 5  # told of one run: its own, and each time that its retry was asked for again
@@ -34,7 +33,7 @@ def asks_again_for_lost_retries(context: dg.SensorEvaluationContext) -> dg.SkipR
     lost = [run for i, run in enumerate(newest) if _is_lost(instance, run, newest[:i])]
     for run in lost:
         cause = _failures(instance, run)[0].get_dagster_event().message or "It failed."
-        instance.report_run_failed(run, f"{cause.removesuffix(NEVER_CAME)}{NEVER_CAME}")
+        instance.report_run_failed(run, f"{cause} Its retry never came.")
     names = ", ".join(run.run_id[:8] for run in lost)
     return dg.SkipReason(f"asked again for the retries of: {names or 'none, no retry was lost'}")
 
@@ -77,12 +76,7 @@ def _failures(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Sequence[dg.E
 def _same_work(run: dg.DagsterRun, other: dg.DagsterRun) -> bool:
     """Whether two runs make the same round of the same line, however they were started."""
     of_one_round = run.tags.get(PARTITION_TAG) == other.tags.get(PARTITION_TAG)
-    return of_one_round and not _lines(run).isdisjoint(_lines(other))
-
-
-def _lines(run: dg.DagsterRun) -> set[str]:
-    named = {run.tags[LINE_TAG]} if LINE_TAG in run.tags else set()
-    return named | {key.path[0] for key in run.asset_selection or ()}
+    return of_one_round and not lines_of(run).isdisjoint(lines_of(other))
 
 
 def _backfill_has_ended(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

@@ -139,8 +139,8 @@ def stream_reserve(
     def admissible() -> Iterator[tuple[int, np.ndarray]]:
         for start, block in cost_blocks(vectors, targets.gradients, chunk_rows):
             part = slice(start, start + len(block))
-            nearest_target[part] = block.argmin(axis=1)
-            nearest_cosine[part] = 1.0 - block[np.arange(len(block)), nearest_target[part]]
+            nearest_target[part], least = nearest_targets(block)
+            nearest_cosine[part] = 1.0 - least
             if reach < np.inf:
                 block[block > reach] = np.inf
             if row_cost is not None:
