@@ -1,6 +1,7 @@
 """Small real models for tests that need no trained one."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ for name in [name for name in os.environ if name.startswith("EVOSELECT_")]:
     if name not in ("EVOSELECT_LONG", "EVOSELECT_FUZZ_SECONDS"):
         del os.environ[name]
 torch.set_num_threads(1)  # the suite runs on several workers
+# A suite that a script put in the background ignores Ctrl-C, and so would every child of a test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
