@@ -51,7 +51,8 @@ class PermutedFold:
     def add(self, name: str, block_BP: torch.Tensor, into_BW: torch.Tensor) -> None:
         """Add the sketch of one named block to a sketch [B, W]."""
         block = self._block(name, block_BP.shape[1], block_BP.device)
-        spread_BP = block_BP[:, block.source] * block.signs.to(block_BP.dtype)
+        # Indexing by a tensor does the same at five times the cost on a CPU.
+        spread_BP = block_BP.index_select(1, block.source) * block.signs.to(block_BP.dtype)
         for inside, outside in _turns(block.first, block_BP.shape[1], self.width):
             into_BW[:, outside] += spread_BP[:, inside]
 
