@@ -113,11 +113,7 @@ class GradientSettings(Settings):
         default=True, description="Keep each row's exact coordinates among the targets, too."
     )
     dim: int = Field(default=2048, ge=1, description="Width of the sketch.")
-    batch_tokens: int = Field(
-        default=2048,
-        ge=1,
-        description="Padded tokens in one batch. More is slower on a CPU; a large GPU can use it.",
-    )
+    batch_tokens: int = Field(default=8192, ge=1, description="Padded tokens in one batch.")
     prompt_weight: float = Field(
         default=1.0, ge=0, description="Weight of the prompt's loss beside the answer's."
     )

@@ -128,7 +128,7 @@ class GradientExtractor:
 
 
 def find_target_span(
-    extractor: GradientExtractor, targets: Sequence[Encoded], *, batch_tokens: int = 2048
+    extractor: GradientExtractor, targets: Sequence[Encoded], *, batch_tokens: int = 8192
 ) -> TargetSpan:
     """Measure the targets, and span their vectors."""
     wide_of: dict[str, torch.Tensor] = {}
@@ -144,7 +144,7 @@ def extract_gradients(
     rows: Sequence[Encoded],
     *,
     span: TargetSpan | None = None,
-    batch_tokens: int = 2048,
+    batch_tokens: int = 8192,
     present: frozenset[str] = frozenset(),
 ) -> Iterator[GradientBatch]:
     """Stream gradient features of many rows, in batches of like length.
