@@ -44,6 +44,14 @@ def read_compose() -> dict[str, Any]:
     return yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
 
 
+def _is_of_machine(name: str) -> bool:
+    """Whether a container of this machine would have a variable, too.
+
+    Those of OpenBLAS choose its kernels, and other kernels round other last bits.
+    """
+    return name in ("HOME", "LANG", "PYTHONPATH") or name.startswith("OPENBLAS_")
+
+
 class Deployment:
     """The services of the compose file in a scratch folder; PostgreSQL is started by the caller."""
 
@@ -86,8 +94,7 @@ class Deployment:
             )
             for name, value in self._services[service]["environment"].items()
         }
-        inherited = ("HOME", "LANG", "PYTHONPATH")
-        kept = {name: os.environ[name] for name in inherited if name in os.environ}
+        kept = {name: value for name, value in os.environ.items() if _is_of_machine(name)}
         path = f"{BIN}:{os.environ['PATH']}"
         return kept | own | {"PATH": path, "OMP_NUM_THREADS": "1"}
 
