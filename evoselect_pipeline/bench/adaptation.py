@@ -21,6 +21,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_info
+
 from evoselect_pipeline.bench.arms import Arm, changed
 from evoselect_pipeline.config import LineConfig, PlaygroundTask
 from evoselect_pipeline.core.records import digest
@@ -131,11 +133,19 @@ def read_cells(blocks: Sequence[Sequence[Cell]], folder: Path) -> list[dict[str,
 def machine() -> dict[str, Any]:
     """What figures were measured on and with."""
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()},"
+        f" numpy on {_kernels()}",
         "python": platform.python_version(),
         "evoselect_pipeline": version("evoselect-pipeline"),
         **{package: version(package) for package in PACKAGES},
     }
+
+
+def _kernels() -> str:
+    """The BLAS behind numpy, and for which processor: an `OPENBLAS_CORETYPE` can choose another."""
+    found = threadpool_info()
+    names = {f"{blas['internal_api']} {blas.get('architecture', '')}".strip() for blas in found}
+    return " and ".join(sorted(names - {"openmp"})) or "its own loops"
 
 
 def _files_digest(config: LineConfig, num_rounds: int) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from evoselect_pipeline.bench.adaptation import machine
-from evoselect_pipeline.bench.report import Table
+from evoselect_pipeline.bench.report import Table, told
 from evoselect_pipeline.bench.scale_worker import MEASURES, YARDSTICK, Task
 from evoselect_pipeline.errors import ConfigError, EvoselectError
 from evoselect_pipeline.progress import progress
@@ -106,7 +106,8 @@ def run_scale(request: ScaleRequest) -> dict[str, Any]:
         "largest_cost_difference": _largest_cost_difference(results),
         "staged_overlaps": overlaps,
         "skipped": skipped,
-        "run": {**asdict(request), "threads": 1, "copy_share": COPY_SHARE, **machine()},
+        "run": {**asdict(request), "threads": 1, "copy_share": COPY_SHARE},
+        "versions": machine(),
     }
 
 
@@ -182,6 +183,7 @@ def scale_notes(report: dict[str, Any]) -> list[str]:
         "ratio: to one similarity pass just before, median of the pairs. peak MB: the whole"
         " process, without the mapped vectors; above start: less what it had before any work."
     )
+    notes.append(f"Seed {report['run']['seed']}. Measured on {told(report['versions'])}.")
     return notes
 
 

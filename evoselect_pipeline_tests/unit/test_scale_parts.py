@@ -1,8 +1,14 @@
 """The parts of `bench scale` that need no measurement."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
+from evoselect_pipeline.bench.adaptation import machine
 from evoselect_pipeline.bench.scale import (
     ScaleRequest,
     check_request,
@@ -69,7 +75,8 @@ def test_the_table_tells_cost_a_row_and_the_notes_tell_what_was_left_out():
         "largest_cost_difference": 2e-9,
         "staged_overlaps": {"10": 0.5},
         "skipped": [{"n": 10**6, "what": "evolve_weights", "needs_gb": 20.5}],
-        "run": {"num_targets": 9, "dim": 32, "dtype": "float32", "num_rows": 4},
+        "run": {"num_targets": 9, "dim": 32, "dtype": "float32", "num_rows": 4, "seed": 7},
+        "versions": machine(),
     }
     table = scale_table(report)
     assert [len(line) for line in table.rows] == [len(table.columns)] * 2
@@ -81,5 +88,24 @@ def test_the_table_tells_cost_a_row_and_the_notes_tell_what_was_left_out():
         "n 10: 50.0%",
         "evolve_weights at n 1000000",
         "20.5 GB",
+        "Seed 7",
+        f"numpy {np.__version__}",
     ):
         assert saying in notes
+
+
+def test_the_kernels_that_a_variable_chose_are_told_with_the_machine():
+    said = "from evoselect_pipeline.bench.adaptation import machine; print(machine()['machine'])"
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", said],
+            env=os.environ | {"OPENBLAS_CORETYPE": core},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for core in ("Haswell", "Sandybridge")
+    ]
+    if "openblas" not in told[0] or platform.machine() != "x86_64":
+        pytest.skip(f"needs numpy on OpenBLAS and an x86 processor; here: {told[0].strip()}")
+    assert ["numpy on openblas Haswell" in told[0], "openblas Sandybridge" in told[1]] == [True] * 2
