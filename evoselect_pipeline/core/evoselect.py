@@ -103,6 +103,7 @@ def evoselect(
     """Evolve weights by transport and diversity, then round the plan to whole rows."""
     alignment = alignment or _align(problem, budget, settings)
     evolution, rows = alignment.evolution, alignment.rows
+    _refuse_other_rows(alignment, problem)
     weighed = _restricted(problem, rows)
     weights = np.zeros(len(problem.candidates))
     weights[rows] = evolution.weights
@@ -217,6 +218,18 @@ def _align(problem: SelectionProblem, budget: Budget, settings: EvoSelectSetting
 
 def _alignment(weighed: SelectionProblem, rows: np.ndarray, evolution: Evolution) -> Alignment:
     return Alignment(rows, weighed.candidates.sample_ids, weighed.targets.sample_ids, evolution)
+
+
+def _refuse_other_rows(alignment: Alignment, problem: SelectionProblem) -> None:
+    """Refuse the weights of another problem: other rows stand in their rows' places."""
+    ids, target_ids = problem.candidates.sample_ids, problem.targets.sample_ids
+    in_their_place = tuple(ids[row] for row in alignment.rows if row < len(ids))
+    if (in_their_place, target_ids) != (alignment.sample_ids, alignment.target_ids):
+        raise DataError(
+            f"the alignment is of {len(alignment.sample_ids)} rows and {len(alignment.target_ids)}"
+            f" targets of another problem than this one, of {len(ids)} and {len(target_ids)}; call"
+            " align on this one, or give no alignment"
+        )
 
 
 def _restricted(problem: SelectionProblem, rows: np.ndarray) -> SelectionProblem:

@@ -78,7 +78,8 @@ def select(
     ConfigError
         If the method is unknown.
     DataError
-        If the pool cannot meet the budget, or no candidate is usable.
+        If the pool cannot meet the budget, no candidate is usable, or the alignment is of another
+        problem.
     NumericsError
         If transport does not converge.
     """

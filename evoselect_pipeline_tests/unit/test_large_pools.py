@@ -13,6 +13,7 @@ from evoselect_pipeline.core.metrics import vendi_score
 from evoselect_pipeline.core.selection import SelectionProblem
 from evoselect_pipeline.core.selectors import select
 from evoselect_pipeline.core.settings import Budget, EvoSelectSettings
+from evoselect_pipeline.errors import DataError
 from evoselect_pipeline_tests.unit.test_selectors import (  # noqa: F401
     kinds_of,
     mixture,
@@ -138,3 +139,15 @@ def test_where_any_row_could_be_needed_all_are_weighed(mixture, budget, changes)
     problem, _ = mixture
     selection = select(problem, budget, 0, settings=replace(NARROWED, **changes))
     assert selection.diagnostics["num_weighed"] == 2000
+
+
+@pytest.mark.parametrize("settings", [EvoSelectSettings(), NARROWED], ids=["whole", "narrowed"])
+def test_an_alignment_of_other_rows_or_targets_is_refused(mixture, settings):
+    problem, _ = mixture
+    fewer = problem.with_candidates(problem.candidates.take(np.arange(1, 2000)))
+    others = replace(problem.candidates, sample_ids=tuple(f"x{i:04}" for i in range(2000)))
+    targets = replace(problem.targets, sample_ids=tuple(f"y{i:04}" for i in range(32)))
+    found = align(problem, Budget(100), settings)
+    for other in (fewer, problem.with_candidates(others), replace(problem, targets=targets)):
+        with pytest.raises(DataError, match="of another problem than this one"):
+            select(other, Budget(100), 0, settings=settings, alignment=found)
