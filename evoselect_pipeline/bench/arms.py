@@ -13,7 +13,8 @@ from evoselect_pipeline.errors import ConfigError
 ORACLE = "oracle"
 METHODS: tuple[str, ...] = get_args(Method)
 
-# Each part of EvoSelect off in turn: the keys that an arm sets.
+# Each part of EvoSelect off, or done another way, in turn: the keys that an arm sets. Some set what
+# a configuration has already; `ablation_names` leaves those out.
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "evoselect": (),
     "centroid": (),
@@ -27,6 +28,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "no_prior": ("quality.prior=none",),
     "no_refresh": ("refresh_proxy=false",),
     "no_prior_no_refresh": ("quality.prior=none", "refresh_proxy=false"),
+    "refresh": ("refresh_proxy=true",),
+    "refresh_no_prior": ("quality.prior=none", "refresh_proxy=true"),
     "one_shot": (
         "selection.evoselect.num_updates=1",
         "selection.evoselect.step_size=3",
@@ -68,6 +71,15 @@ def ablation_arm(name: str, config: LineConfig) -> Arm:
         raise ConfigError(f"--arms {name!r}: unknown; expected some of {', '.join(ABLATIONS)}")
     keys = ("selection.method=evoselect", *ABLATIONS[name])
     return Arm(name, changed(config, keys), to_centroid=name == "centroid")
+
+
+def ablation_names(config: LineConfig) -> tuple[str, ...]:
+    """The arms that differ from each other under a configuration, `evoselect` first."""
+    name_of: dict[tuple[str, bool], str] = {}
+    for name in ABLATIONS:
+        arm = ablation_arm(name, config)
+        name_of.setdefault((arm.config.model_dump_json(), arm.to_centroid), name)
+    return tuple(name_of.values())
 
 
 def changed(config: LineConfig, overrides: Sequence[str]) -> LineConfig:

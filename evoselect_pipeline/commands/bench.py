@@ -16,7 +16,15 @@ from typing import Any
 from rich.markup import escape
 
 from evoselect_pipeline.bench.adaptation import Cell, machine, plan, read_cells, run_cells
-from evoselect_pipeline.bench.arms import ABLATIONS, METHODS, ORACLE, Arm, ablation_arm, method_arm
+from evoselect_pipeline.bench.arms import (
+    ABLATIONS,
+    METHODS,
+    ORACLE,
+    Arm,
+    ablation_arm,
+    ablation_names,
+    method_arm,
+)
 from evoselect_pipeline.bench.plot import plot
 from evoselect_pipeline.bench.report import READING, markdown, matched, tables
 from evoselect_pipeline.bench.summary import RANDOM, summarize
@@ -106,7 +114,7 @@ def bench_adaptation(request: Request, format: str) -> int:
 def bench_ablation(request: Request, format: str) -> int:
     """Compare EvoSelect with itself less one part; return 0, or 1 if a chain failed."""
     config = _config(request)
-    arms = _names("--arms", request.arms, tuple(ABLATIONS), tuple(ABLATIONS))
+    arms = _names("--arms", request.arms, ablation_names(config), tuple(ABLATIONS))
     title = "Ablation bench: EvoSelect with one part changed"
     return _bench(_prepare(request, config, title, arms, ablation_arm), format)
 
