@@ -157,8 +157,9 @@ class SelectionSettings(Settings):
     near_text: float = Field(
         default=0.7,
         gt=0,
-        le=1,
-        description="Rows that share this much of their word triples are copies of each other.",
+        le=2,
+        description="Rows that share this much of their word triples are copies of each other; at 1"
+        " those of equal text are, above 1 none.",
     )
     memory_rounds: int = Field(
         default=2, ge=0, description="Earlier rounds whose rows repel new ones."

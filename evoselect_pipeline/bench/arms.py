@@ -14,19 +14,20 @@ ORACLE = "oracle"
 METHODS: tuple[str, ...] = get_args(Method)
 
 # Each part of EvoSelect off, or done another way, in turn: the keys that an arm sets. Some set what
-# a configuration has already; `ablation_names` leaves those out.
+# a configuration has already; `ablation_names` leaves those out. `{proxy}` is the model that is the
+# proxy anyhow: named as one, it wears no adapter, neither for gradients nor as a judge.
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "evoselect": (),
     "centroid": (),
     "no_span": ("gradients.target_span=false",),
     "no_energy": ("selection.evoselect.diversity=0",),
-    "no_dedup": ("selection.near_text=1",),
+    "no_dedup": ("selection.near_text=2",),
     "dedup_by_gradient": ("selection.evoselect.dedup_cosine=0.99",),
     "topk": ("selection.evoselect.rounding=topk",),
     "plan_quota": ("selection.evoselect.rounding=plan_quota",),
     "capped": ("selection.evoselect.rounding=capped",),
     "no_prior": ("quality.prior=none",),
-    "no_refresh": ("refresh_proxy=false",),
+    "no_refresh": ("proxy={proxy}",),
     "no_prior_no_refresh": ("quality.prior=none", "refresh_proxy=false"),
     "refresh": ("refresh_proxy=true",),
     "refresh_no_prior": ("quality.prior=none", "refresh_proxy=true"),
@@ -69,7 +70,9 @@ def ablation_arm(name: str, config: LineConfig) -> Arm:
     """The arm of EvoSelect with one part changed."""
     if name not in ABLATIONS:
         raise ConfigError(f"--arms {name!r}: unknown; expected some of {', '.join(ABLATIONS)}")
-    keys = ("selection.method=evoselect", *ABLATIONS[name])
+    proxy = (config.proxy or config.model).model_dump_json()
+    keys = ["selection.method=evoselect"]
+    keys += [key.replace("{proxy}", proxy) for key in ABLATIONS[name]]
     return Arm(name, changed(config, keys), to_centroid=name == "centroid")
 
 

@@ -21,6 +21,7 @@ from evoselect_pipeline.bench.arms import Arm, changed
 from evoselect_pipeline.bench.summary import GOOD
 from evoselect_pipeline.config import LineConfig, ModelSettings
 from evoselect_pipeline.core.encoding import Encoded
+from evoselect_pipeline.core.evolve_weights import effective_sample_size
 from evoselect_pipeline.core.features import selection_problem
 from evoselect_pipeline.core.gates import gate
 from evoselect_pipeline.core.metrics import (
@@ -90,12 +91,12 @@ class Block:
         if adapter is not None and config.wears_adapter:
             rows = [*self.pool(number).samples, *history]
             return represent(rows, self.task.targets, config, adapter)
-        shared = join([self._represent_bare(r) for r in range(number, -1, -1)])
+        shared = self.shared(number)
         return shared if config.gradients.target_span else shared.without_span()
 
-    def prepare(self, number: int) -> None:
-        """Have the features of a round's candidates under the bare proxy ready."""
-        self._represent_bare(number)
+    def shared(self, number: int) -> Represented:
+        """Features of all candidates so far under the bare proxy, with the target span."""
+        return join([self._represent_bare(r) for r in range(number, -1, -1)])
 
     def _represent_bare(self, number: int) -> Represented:
         if number not in self._represented:
@@ -158,7 +159,7 @@ def run_chain(block: Block, arm: Arm, num_rounds: int, work_dir: Path) -> dict[s
     rounds = []
     for number in range(num_rounds):
         if arm.needs_features:
-            block.prepare(number)  # shared by the arms, so no arm's own time
+            block.shared(number)  # by the arms, so no arm's own time
         started = time.perf_counter()
         chosen = choose(block, arm, number, history, adapter, work_dir / "judges")
         selected_at = time.perf_counter()
@@ -230,8 +231,6 @@ def choose(
         near_text=config.selection.near_text,
         centre=config.gradients.centre,
     )
-    if arm.to_centroid:
-        problem = _aimed_at_centroid(problem)
     if judges_answers(config):
         judgement = answer_quality(
             problem,
@@ -244,10 +243,16 @@ def choose(
         )
         problem = problem.with_quality(judgement.quality)
     settings = config.selection
-    selection = select(problem, budget, seed, settings.method, settings.evoselect)
+    aimed = _aimed_at_centroid(problem) if arm.to_centroid else problem
+    selection = select(aimed, budget, seed, settings.method, settings.evoselect)
     sample_of = {sample.sample_id: sample for sample in usable}
     samples = [sample_of[sample_id] for sample_id in selection.selected_ids]
-    return Chosen(samples, _composition(samples, pool) | _geometry(problem, selection))
+    return Chosen(
+        samples,
+        _composition(samples, pool)
+        | _geometry(block, number, usable, selection)
+        | {"effective_sample_size": effective_sample_size(selection.weights)},
+    )
 
 
 def _train(
@@ -319,8 +324,22 @@ def _composition(samples: Sequence[Sample], pool: Pool) -> dict[str, Any]:
     return facts
 
 
-def _geometry(problem: SelectionProblem, selection: Selection) -> dict[str, Any]:
-    """Alignment and diversity of what was chosen, by the figures that the paper analyses."""
+def _geometry(
+    block: Block, number: int, usable: Sequence[Sample], selection: Selection
+) -> dict[str, Any]:
+    """Alignment and diversity of what was chosen, by the figures that the paper analyses.
+
+    In the features that the arms share, whichever an arm itself chose by.
+    """
+    shared = block.shared(number)
+    problem = selection_problem(
+        usable,
+        shared.of(usable),
+        block.task.targets,
+        shared.of(block.task.targets),
+        near_text=2.0,  # nothing is chosen: who copies whom need not be found
+        centre=block.config.gradients.centre,
+    )
     place = {sample_id: n for n, sample_id in enumerate(problem.candidates.sample_ids)}
     chosen = problem.candidates.gradients[[place[i] for i in selection.selected_ids]]
     targets, reach = problem.targets, reach_cap(problem, None)
@@ -329,5 +348,4 @@ def _geometry(problem: SelectionProblem, selection: Selection) -> dict[str, Any]
         "vendi": vendi_score(chosen),
         "near_duplicate_share": near_duplicate_share(chosen, 0.95),
         "target_coverage": target_coverage(chosen, targets.gradients, reach),
-        "effective_sample_size": float(1.0 / np.square(selection.weights).sum()),
     }

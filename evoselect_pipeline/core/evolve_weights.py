@@ -151,7 +151,8 @@ def evolve_weights(
             w, b, cost, g, epsilon=settings.epsilon, num_iterations=settings.sinkhorn_iterations
         )
         value, slope = energy.value_and_gradient(w)
-        diversity = settings.diversity * min(1.0, update / max(settings.diversity_ramp, 1))
+        ramp = settings.diversity_ramp
+        diversity = settings.diversity * (min(1.0, update / ramp) if ramp else 1.0)
         score = _standardise(f) + diversity * _standardise(slope)
         w_new, tempering = _temper(_log_ratio(w, prior) - step_size * score, prior, ess_floor)
         move = w_new - w

@@ -252,7 +252,7 @@ def _admissible_quality(problem: SelectionProblem, settings: EvoSelectSettings) 
     if not quality.any():
         raise DataError(
             f"all {len(quality)} candidates repeat rows of earlier rounds or have implausible"
-            " answers; generate new rows, or lower select.quality_floor"
+            " answers; generate new rows, or lower selection.evoselect.quality_floor"
         )
     return quality
 

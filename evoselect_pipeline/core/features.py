@@ -79,7 +79,7 @@ def selection_problem(
         The rows of all earlier rounds; what nearly copies one of them is no news.
     near_text : float
         Jaccard index of word triples from which on rows are copies; more where distinct targets
-        overlap more, see `near_text_keys` and `distinct_overlap`.
+        overlap more, see `near_text_keys` and `distinct_overlap`. Above 1 no row is a copy.
     centre : bool
         Take the mean of the usable candidates' vectors out of every vector, and renormalise. All
         answers share a large common direction ("write an answer, then stop") that says nothing
@@ -93,17 +93,22 @@ def selection_problem(
         usable = np.isfinite(pool).all(axis=1) & (np.abs(pool).max(axis=1) > 0)
         if usable.sum() > 1:  # without its mean, nothing is left of a single row
             mean = pool[usable].mean(axis=0)
-    # A hair above the targets' own overlap: at it, rows may still be distinct.
-    near_text = min(1.0, max(near_text, distinct_overlap(targets) + 1e-9))
+    sample_ids = tuple(sample.sample_id for sample in candidates)
+    text_keys, trained_keys = sample_ids, frozenset()
+    if near_text <= 1:
+        # A hair above the targets' own overlap: at it, rows may still be distinct.
+        threshold = min(1.0, max(near_text, distinct_overlap(targets) + 1e-9))
+        text_keys = near_text_keys(candidates, threshold, first=trained)
+        trained_keys = frozenset(text_key(sample) for sample in trained)
     return SelectionProblem(
         candidates=Candidates(
-            sample_ids=tuple(sample.sample_id for sample in candidates),
+            sample_ids=sample_ids,
             gradients=_centred(pool, mean),
             norms=candidate_features.norms,
             losses=candidate_features.losses,
             num_tokens=candidate_features.num_tokens,
             sources=tuple(sample.source for sample in candidates),
-            text_keys=near_text_keys(candidates, near_text, first=trained),
+            text_keys=text_keys,
         ),
         targets=Targets(
             sample_ids=tuple(sample.sample_id for sample in targets),
@@ -113,7 +118,7 @@ def selection_problem(
         ),
         history=_centred(history_vectors, mean),
         history_ids=tuple(history_ids),
-        history_text_keys=frozenset(text_key(sample) for sample in trained),
+        history_text_keys=trained_keys,
     )
 
 

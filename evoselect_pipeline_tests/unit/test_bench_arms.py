@@ -21,12 +21,20 @@ def test_no_two_arms_are_the_same(config):
 
 def test_what_a_configuration_has_already_is_no_arm_and_its_contrary_is():
     kept = set(ablation_names(SHIPPED))
-    assert {"capped", "refresh", "no_prior", "refresh_no_prior"} <= kept
-    assert not {"plan_quota", "no_refresh", "no_prior_no_refresh"} & kept
+    assert {"capped", "refresh", "no_refresh", "no_prior", "refresh_no_prior"} <= kept
+    assert not {"plan_quota", "no_prior_no_refresh"} & kept
     kept = set(ablation_names(OTHERWISE))
     assert {"plan_quota", "no_refresh", "no_prior", "no_prior_no_refresh"} <= kept
     assert not {"capped", "refresh", "refresh_no_prior"} & kept
     assert kept | set(ablation_names(SHIPPED)) == set(ABLATIONS)
+
+
+def test_without_refresh_the_proxy_is_the_same_model_and_wears_no_adapter():
+    config = ablation_arm("no_refresh", OTHERWISE).config
+    assert config.proxy == OTHERWISE.model
+    assert not config.wears_adapter
+    named = changed(SHIPPED, ("proxy.name=playground", "proxy.dtype=bfloat16"))
+    assert "no_refresh" not in ablation_names(named)
 
 
 def test_an_unknown_arm_is_refused_with_the_known_ones():
