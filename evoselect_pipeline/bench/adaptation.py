@@ -34,6 +34,7 @@ from evoselect_pipeline.stores.artifacts import write_text_atomic
 
 FILES_WORLD = "files"  # the world of rows that somebody else wrote
 POLL_S = 1.0
+SCHEDULING = {"engine", "schedule", "chain", "retention"}  # keys that decide no figure of a chain
 PACKAGES = ("torch", "transformers", "peft", "POT", "numpy")
 
 
@@ -51,7 +52,7 @@ class Cell:
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides the cell's figures, besides the code."""
-        settings = self.arm.config.model_dump(mode="json", exclude={"engine"})
+        settings = self.arm.config.model_dump(mode="json", exclude=SCHEDULING)
         rows = () if self.rows is None else (self.rows,)
         return digest(settings, self.arm.is_oracle, self.arm.to_centroid, self.num_rounds, *rows)
 
@@ -209,6 +210,8 @@ def _run_block(cells: Sequence[Cell], folder: Path) -> None:
             "seed": cell.seed,
             "method": cell.arm.name,
             "fingerprint": cell.fingerprint,
+            "machine": machine()["machine"],
+            "version": version("evoselect-pipeline"),
         }
         write_text_atomic(cell.path(folder), json.dumps(about | record, indent=1) + "\n")
 

@@ -33,8 +33,9 @@ from evoselect_pipeline.core.metrics import (
 )
 from evoselect_pipeline.core.records import Sample
 from evoselect_pipeline.core.rounding import reach_cap
-from evoselect_pipeline.core.selection import Selection, SelectionProblem, Targets
+from evoselect_pipeline.core.selection import Candidates, Selection, SelectionProblem, Targets
 from evoselect_pipeline.core.selectors import select
+from evoselect_pipeline.core.settings import Budget
 from evoselect_pipeline.errors import ConfigError, DataError
 from evoselect_pipeline.evaluation.metrics import load_metric
 from evoselect_pipeline.generation.base import Assignment
@@ -163,7 +164,8 @@ def run_chain(block: Block, arm: Arm, num_rounds: int, work_dir: Path) -> dict[s
         started = time.perf_counter()
         chosen = choose(block, arm, number, history, adapter, work_dir / "judges")
         selected_at = time.perf_counter()
-        adapter = _train(block, config, chosen.samples, number, adapter, work_dir)
+        encoded = list(block.encode(chosen.samples, config.model).values())
+        adapter = _train(config, encoded, number, adapter, work_dir)
         answers = block.answers(adapter)
         gain = paired_bootstrap(
             champion["validation"],
@@ -179,6 +181,7 @@ def run_chain(block: Block, arm: Arm, num_rounds: int, work_dir: Path) -> dict[s
             {
                 **_accuracies(answers),
                 **chosen.facts,
+                "num_selected_tokens": sum(row.num_trained for row in encoded),
                 **_against_base(block, answers, config.seed),
                 "promoted": promoted,
                 "seconds_select": round(selected_at - started, 2),
@@ -211,9 +214,7 @@ def choose(
     budget = config.selection.budget(len(candidates))
     seed = round_seed(config.seed, number, "select")
     if not arm.needs_features:
-        candidates = _oracle_rows(candidates, pool) if arm.is_oracle else candidates
-        everything = config.selection.method == "all" and not arm.is_oracle
-        samples = candidates if everything else _drawn(candidates, budget.rows or 1, seed)
+        samples = _without_features(block, arm, candidates, pool, budget, seed)
         return Chosen(samples, _composition(samples, pool))
     remembered = [s for samples in history[-config.selection.memory_rounds :] for s in samples]
     if not config.selection.memory_rounds:
@@ -256,21 +257,19 @@ def choose(
 
 
 def _train(
-    block: Block,
     config: LineConfig,
-    samples: Sequence[Sample],
+    rows: Sequence[Encoded],
     number: int,
     adapter: Path | None,
     work_dir: Path,
 ) -> Path:
     from evoselect_pipeline.training.lora import train_adapter
 
-    encoded = block.encode(samples, config.model)
     trained = work_dir / f"adapter-{number}"
     train_adapter(
         config.model,
         adapter,
-        [encoded[sample.sample_id] for sample in samples if sample.sample_id in encoded],
+        rows,
         lora=config.lora,
         train=config.train,
         seed=round_seed(config.seed, number, "train"),
@@ -291,10 +290,36 @@ def _oracle_rows(candidates: list[Sample], pool: Pool) -> list[Sample]:
     return good
 
 
-def _drawn(samples: list[Sample], num_rows: int, seed: int) -> list[Sample]:
-    """Some rows at random: the draw of `random`, which sorts by id first."""
-    ordered = sorted(samples, key=lambda sample: sample.sample_id)
-    return [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))[:num_rows]]
+def _without_features(
+    block: Block, arm: Arm, samples: list[Sample], pool: Pool, budget: Budget, seed: int
+) -> list[Sample]:
+    """What `all`, `random` and the oracle choose, which asks nothing of a row but its length.
+
+    The selectors themselves choose, so that budgets and caps mean the same to every arm; they get
+    a vector that is the same for all rows.
+    """
+    method = arm.config.selection.method
+    if arm.is_oracle:
+        samples, method = _oracle_rows(samples, pool), "random"
+    encoded = block.encode(samples, arm.config.model)
+    sample_of = {s.sample_id: s for s in samples if s.sample_id in encoded}
+    ids = tuple(sample_of)
+    same = np.ones((len(ids), 1), np.float32)
+    problem = SelectionProblem(
+        candidates=Candidates(
+            sample_ids=ids,
+            gradients=same,
+            norms=same[:, 0],
+            losses=same[:, 0],
+            num_tokens=np.array([encoded[i].num_trained for i in ids]),
+            sources=tuple(sample.source for sample in sample_of.values()),
+            text_keys=ids,
+        ),
+        targets=Targets(("",), same[:1], same[:1, 0], ("",)),
+    )
+    budget = replace(budget, rows=min(budget.rows or len(ids), len(ids)))  # good rows may be few
+    chosen = select(problem, budget, seed, method).selected_ids
+    return [sample_of[sample_id] for sample_id in chosen]
 
 
 def _aimed_at_centroid(problem: SelectionProblem) -> SelectionProblem:

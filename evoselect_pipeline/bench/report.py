@@ -70,13 +70,17 @@ def matched(run: Mapping[str, Any]) -> str:
     )
     seeds = run["seeds"]
     which = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    if not run["num_candidates"]:  # what a file holds is the same for every seed
+        which += ", which differ in draws and training alone"
     pools = f"{run['num_candidates']} fresh candidates" if run["num_candidates"] else "the file"
+    hours = run["chain_seconds"] / 3600
+    took = f" All chains together took {hours:.3g} core-hours." if hours else ""
     return (
         f"Matched: in each of {run['rounds']} rounds every arm chose from the same {pools} at most"
         f" a share of {run['ratio']:g} of the rows (`all` took all of them), and trained for"
         f" {effort} on top of its last adapter. Seeds {which}. {run['num_targets']} target,"
         f" {run['num_validation']} validation and {run['num_test']} test rows a task."
-        f" Measured on {run['machine']}, with {told(run['versions'])}."
+        f" Measured on {run['machine']}, with {told(run['versions'])}.{took}"
     )
 
 

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +228,7 @@ def _bench(bench: Bench, format: str) -> int:
 def _announce(bench: Bench) -> None:
     names = [*bench.distinct("world"), *bench.distinct("task")]
     done, total = bench.num_done(), len(bench.cells)
-    run = _run_facts(bench, 0.0)
+    run = _run_facts(bench, 0.0, ())
     lines = (
         f"[bold]{bench.title}[/bold]",
         f"{total} chains of {run['rounds']} rounds: {len(bench.arms)} arms, {', '.join(names)},"
@@ -253,7 +253,7 @@ def _report(bench: Bench, seconds: float, format: str) -> None:
     """Write the figures: JSON, Markdown and a picture to the folder, and a report to stdout."""
     records = read_cells(bench.blocks, bench.out)
     results = summarize(records, bench.distinct("task"))
-    run = _run_facts(bench, seconds)
+    run = _run_facts(bench, seconds, records)
     found = tables(results)
     write_text_atomic(bench.out / "results.md", markdown(bench.title, matched(run), found))
     rounds = f"{run['rounds']} round{'s' * (run['rounds'] > 1)}"
@@ -271,10 +271,16 @@ def _report(bench: Bench, seconds: float, format: str) -> None:
     stdout.print(f"Written to {bench.out}: results.json, results.md, results.png")
 
 
-def _run_facts(bench: Bench, seconds: float) -> dict[str, Any]:
-    """How the figures came about."""
+def _run_facts(
+    bench: Bench, seconds: float, records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """How the figures came about; chains that other machines or versions computed say so."""
     config, source = bench.config, bench.config.generator
     versions = machine()
+    for name, fact in (("machine", "machine"), ("evoselect_pipeline", "version")):
+        versions[name] = (
+            " and ".join(sorted({record[fact] for record in records})) or versions[name]
+        )
     return {
         "worlds": bench.distinct("world"),
         "tasks": bench.distinct("task"),
@@ -288,6 +294,12 @@ def _run_facts(bench: Bench, seconds: float) -> dict[str, Any]:
         "num_candidates": source.num_candidates if isinstance(source, PlaygroundSource) else None,
         **bench.num_rows,
         "seconds": round(seconds, 1),
+        "chain_seconds": round(sum(_chain_seconds(record) for record in records), 1),
         "machine": versions.pop("machine"),
         "versions": versions,
     }
+
+
+def _chain_seconds(record: Mapping[str, Any]) -> float:
+    """What a chain took, without what it shares with others."""
+    return sum(facts["seconds_select"] + facts["seconds_train"] for facts in record["rounds"])

@@ -90,6 +90,7 @@ def test_the_report_has_the_promised_shape_and_tells_what_was_run(finished):
     assert (run["rounds"], run["ratio"], run["steps"], run["epochs"]) == (2, 0.2, 10, None)
     assert (run["num_candidates"], run["num_test"]) == (250, 40)
     assert "torch" in run["versions"]
+    assert run["chain_seconds"] > 0
     assert "9 chains of 2 rounds" in finished.told
     assert "0 are finished already" in finished.told
     assert "10 optimizer steps" in finished.told
@@ -153,6 +154,18 @@ def test_a_chain_that_fails_ends_the_bench_with_exit_code_1(tmp_path):
     assert "0 of 1 chains are kept" in ended.stderr
 
 
+def test_a_budget_of_tokens_and_a_cap_on_sources_bind_the_controls_too(tmp_path):
+    arms = ("--methods", "random,oracle,round_robin", "--seeds", 1, "--rounds", 1)
+    bounds = settings(selection__max_tokens=100, selection__source_share=0.4)
+    ended = finish("bench", "adaptation", *WEAK_STORIES, *arms, *bounds, "--out", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    rounds = {name: record["rounds"][0] for name, (_, record) in cells(tmp_path / "out").items()}
+    assert len(rounds) == 3
+    for facts in rounds.values():
+        assert facts["num_selected"] <= 20  # 0.4 of the 50 that the ratio allows
+        assert 0 < facts["num_selected_tokens"] <= 100
+
+
 def test_ablation_compares_evoselect_with_itself_less_a_part(tmp_path):
     arms = ("--arms", "evoselect,centroid,no_energy", "--seeds", 1, "--rounds", 1)
     command = ("bench", "ablation", *WEAK_STORIES, *arms, *settings(), "--epochs", 0.5)
@@ -199,6 +212,7 @@ def test_users_files_are_a_world_of_their_own_without_an_oracle(tmp_path, files)
     assert {row["method"] for row in report["results"]} == {"attribution", "all", "base"}
     assert all(row["good_share"] is None for row in report["results"])
     assert report["run"]["num_test"] == 10
+    assert "differ in draws and training alone" in ended.stderr
 
 
 def test_other_rows_in_the_same_files_are_other_chains(tmp_path, files):
