@@ -172,7 +172,9 @@ def default(found: Schema, *, required: bool) -> str:
         return "**required**"
     value = found.get("default")
     if isinstance(value, dict):
-        return as_code(value["kind"]) if "kind" in value else ""
+        if "kind" in value:
+            return as_code(value["kind"])
+        return "none" if not value and "additionalProperties" in found else ""
     if "default" not in found:
         return ""
     return "none" if value is None else as_code(value)

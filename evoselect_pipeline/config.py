@@ -161,6 +161,10 @@ class SelectionSettings(Settings):
         description="Rows that share this much of their word triples are copies of each other; at 1"
         " those of equal text are, above 1 none.",
     )
+    subtask_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={},
+        description="How much the targets' subtasks count, by name; 1 for one that is not named.",
+    )
     memory_rounds: int = Field(
         default=2, ge=0, description="Earlier rounds whose rows repel new ones."
     )

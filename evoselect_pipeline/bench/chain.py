@@ -231,6 +231,7 @@ def choose(
         trained=[sample for samples in history for sample in samples],
         near_text=config.selection.near_text,
         centre=config.gradients.centre,
+        subtask_weights=config.selection.subtask_weights,
     )
     if judges_answers(config):
         judgement = answer_quality(
@@ -364,6 +365,7 @@ def _geometry(
         shared.of(block.task.targets),
         near_text=2.0,  # nothing is chosen: who copies whom need not be found
         centre=block.config.gradients.centre,
+        subtask_weights=block.config.selection.subtask_weights,
     )
     place = {sample_id: n for n, sample_id in enumerate(problem.candidates.sample_ids)}
     chosen = problem.candidates.gradients[[place[i] for i in selection.selected_ids]]

@@ -25,7 +25,12 @@ from evoselect_pipeline.config_rows import Columns
 from evoselect_pipeline.core.features import selection_problem
 from evoselect_pipeline.core.gates import gate
 from evoselect_pipeline.core.records import Sample
-from evoselect_pipeline.core.selection import Rejection, Selection, SelectionProblem
+from evoselect_pipeline.core.selection import (
+    Rejection,
+    Selection,
+    SelectionProblem,
+    target_weights,
+)
 from evoselect_pipeline.core.selectors import select
 from evoselect_pipeline.core.settings import Budget
 from evoselect_pipeline.errors import ConfigError, DataError
@@ -70,6 +75,7 @@ def select_rows(request: Request, format: str) -> None:
     _check_fields(request, rows)
     found = read_samples(request.target, columns)
     targets = list({sample.sample_id: sample for sample in found}.values())
+    target_weights([row.subtask for row in targets], config.selection.subtask_weights)
     # Targets are there to be resembled; only their very prompts are no candidates.
     passage = gate([row.sample for row in rows], targets, replace(config.gates, overlap="off"))
     # Sums depend on their order in the last digits; the order of lines must not show in the result.
@@ -124,6 +130,7 @@ def choose(
         represented.of(targets),
         near_text=config.selection.near_text,
         centre=config.gradients.centre,
+        subtask_weights=config.selection.subtask_weights,
     )
     if judges_answers(config):
         problem = problem.with_quality(_quality(problem, usable, targets, budget, config))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from evoselect_pipeline.core.near_text import distinct_overlap, near_text_keys
 from evoselect_pipeline.core.records import Sample
-from evoselect_pipeline.core.selection import Candidates, SelectionProblem, Targets
+from evoselect_pipeline.core.selection import (
+    Candidates,
+    SelectionProblem,
+    Targets,
+    target_weights,
+)
 from evoselect_pipeline.core.text_keys import text_key
 
 CHUNK_ROWS = 8192  # vectors are many; what is made of them on the way need not be
@@ -68,6 +73,7 @@ def selection_problem(
     trained: Sequence[Sample] = (),
     near_text: float = 1.0,
     centre: bool = True,
+    subtask_weights: Mapping[str, float] | None = None,
 ) -> SelectionProblem:
     """Put rows and features together.
 
@@ -84,6 +90,8 @@ def selection_problem(
         Take the mean of the usable candidates' vectors out of every vector, and renormalise. All
         answers share a large common direction ("write an answer, then stop") that says nothing
         about which row is like which target; this project's reconstruction.
+    subtask_weights : mapping of str to float
+        How much the targets' subtasks count beside each other, see `target_weights`.
     """
     pool = candidate_features.vectors
     if history_vectors is None:
@@ -94,6 +102,7 @@ def selection_problem(
         if usable.sum() > 1:  # without its mean, nothing is left of a single row
             mean = pool[usable].mean(axis=0)
     sample_ids = tuple(sample.sample_id for sample in candidates)
+    subtasks = tuple(sample.subtask for sample in targets)
     text_keys, trained_keys = sample_ids, frozenset()
     if near_text <= 1:
         # A hair above the targets' own overlap: at it, rows may still be distinct.
@@ -114,7 +123,8 @@ def selection_problem(
             sample_ids=tuple(sample.sample_id for sample in targets),
             gradients=_centred(target_features.vectors, mean),
             losses=target_features.losses,
-            subtasks=tuple(sample.subtask for sample in targets),
+            subtasks=subtasks,
+            weights=target_weights(subtasks, subtask_weights),
         ),
         history=_centred(history_vectors, mean),
         history_ids=tuple(history_ids),

@@ -82,7 +82,7 @@ class Targets:
     """The trusted rows that say what the model should become good at.
 
     `gradients` [M, D] holds unit rows; `weights` [M] sums to 1 and defaults to
-    `uniform_target_weights(subtasks)`.
+    `target_weights(subtasks)`.
     """
 
     sample_ids: tuple[str, ...]
@@ -101,7 +101,7 @@ class Targets:
         _check_unique("targets", self.sample_ids)
         _check_unit("targets", self.gradients, self.sample_ids)
         if len(self.weights) == 0:
-            object.__setattr__(self, "weights", uniform_target_weights(self.subtasks))
+            object.__setattr__(self, "weights", target_weights(self.subtasks))
         _check_length("targets", "weights", len(self.weights), num_rows)
         _check_weights(self.weights)
 
@@ -291,13 +291,29 @@ def prepare(
     return replace(problem, candidates=candidates, targets=targets), kept, set_aside
 
 
-def uniform_target_weights(subtasks: Sequence[str]) -> np.ndarray:
-    """Weights [M] that give every subtask the same share, split evenly among its rows.
+def target_weights(
+    subtasks: Sequence[str], weight_of: Mapping[str, float] | None = None
+) -> np.ndarray:
+    """Weights [M] of targets: every subtask's share, split evenly among its rows.
 
-    b_j = 1 / (number of subtasks * rows of j's subtask); the sum is 1.
+    b_j = v_s / (n_s * sum of all v), with the n_s rows of j's subtask s and its weight v_s, which
+    is 1 where `weight_of` does not name it.
+
+    Raises
+    ------
+    DataError
+        If a subtask is named that no target is of.
     """
-    sizes = Counter(subtasks)
-    return np.array([1.0 / (len(sizes) * sizes[name]) for name in subtasks])
+    sizes, weight_of = Counter(subtasks), weight_of or {}
+    if unknown := weight_of.keys() - sizes.keys():
+        known = ", ".join(repr(name) for name in sorted(sizes) if name) or "no subtask at all"
+        raise DataError(
+            f"selection.subtask_weights: no target row is of subtask {min(unknown)!r}; the target"
+            f" rows are of {known}"
+        )
+    share_of = {name: weight_of.get(name, 1.0) for name in sizes}
+    total = sum(share_of.values())
+    return np.array([share_of[name] / (total * sizes[name]) for name in subtasks])
 
 
 def _check_matrix(what: str, matrix: np.ndarray, num_rows: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from evoselect_pipeline.config import LineConfig, ModelSettings
 from evoselect_pipeline.config_rows import SPLITS, FileTask
 from evoselect_pipeline.core.records import Sample, digest
+from evoselect_pipeline.core.selection import target_weights
 from evoselect_pipeline.core.text_keys import evaluation_keys, prompt_key
 from evoselect_pipeline.errors import ArtifactError, DataError
 from evoselect_pipeline.evaluation.metrics import load_metric
@@ -39,8 +40,8 @@ def load_task(config: LineConfig) -> TaskRows:
     Raises
     ------
     DataError
-        If a split is empty, a prompt stands in two of them, or the task's metric cannot score a
-        row that is to be answered.
+        If a split is empty, a prompt stands in two of them, the task's metric cannot score a row
+        that is to be answered, or a subtask has a weight and no target row.
     """
     task = config.task
     if isinstance(task, FileTask):
@@ -61,6 +62,7 @@ def load_task(config: LineConfig) -> TaskRows:
                 f"{one} and {other} share {len(shared)} prompts, for example {row.prompt[:80]!r};"
                 " a row may serve one purpose only, so take it out of one of them"
             )
+    target_weights([row.subtask for row in rows.targets], config.selection.subtask_weights)
     load_metric(task.metric).check([*rows.validation, *rows.test])
     return rows
 

@@ -60,6 +60,7 @@ def load_problem(line: Line, round_number: int) -> SelectionProblem:
         trained=line.store.get_samples(selected_before(line, round_number)),
         near_text=line.config.selection.near_text,
         centre=line.config.gradients.centre,
+        subtask_weights=line.config.selection.subtask_weights,
     )
 
 

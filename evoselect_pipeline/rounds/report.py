@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evoselect_pipeline.core.metrics import paired_bootstrap
-from evoselect_pipeline.core.selection import SourceShare, uniform_target_weights
+from evoselect_pipeline.core.selection import SourceShare, target_weights
 from evoselect_pipeline.report.facts import (
     Bill,
     Canaries,
@@ -299,7 +299,8 @@ def _target_shares(
 ) -> tuple[TargetShare, ...]:
     """Each target's chosen rows and what they carry of its mass, the worst served first."""
     targets = split_rows(line, "targets")
-    due = uniform_target_weights([target.subtask for target in targets])
+    weight_of = line.config.selection.subtask_weights
+    due = target_weights([target.subtask for target in targets], weight_of)
     rows = Counter(pick["target_id"] for pick in picks)
     planned = all(pick["transport_mass"] is not None for pick in picks)
     mass: dict[str, float] = defaultdict(float)

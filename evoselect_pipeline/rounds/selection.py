@@ -154,6 +154,7 @@ def alignment_scores(line: Line, round_number: int) -> Artifact:
         "centre": config.gradients.centre,
         "evoselect": asdict(config.selection.evoselect),
         "near_text": config.selection.near_text,
+        "subtask_weights": config.selection.subtask_weights,
         "budget": asdict(budget),
     }
     inputs = made_from(

@@ -7,11 +7,17 @@ from typing import get_args
 import pytest
 
 from evoselect_pipeline import cli, config
+from evoselect_pipeline.core.records import sample_from_pair
 from evoselect_pipeline.core.selectors import SELECTORS
 from evoselect_pipeline.generation.playground import PlaygroundGenerator
 from evoselect_pipeline.playground.tasks import task_rows
 
 pytestmark = pytest.mark.slow
+
+
+def make_id(row):
+    return sample_from_pair(row["prompt"], row["completion"]).sample_id
+
 
 FILES = ("--candidates", "pool.jsonl", "--target", "targets.jsonl", "--out", "out.jsonl")
 QUICK = ("--set", "gradients.dim=64", "--format", "json")
@@ -64,6 +70,26 @@ def test_tokens_and_sources_are_limited_by_options_or_by_keys(choose):
     assert 0 < told["num_selected_tokens"] <= 90
     assert max(Counter(row["source"] for row in rows).values()) <= 20
     assert choose("--budget", 40, *keys)[1] == rows
+
+
+def test_a_subtask_of_more_weight_gets_more_rows_and_an_unknown_one_is_refused_at_once(
+    choose, evoselect, tmp_path
+):
+    path = tmp_path / "targets.jsonl"
+    targets = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    subtasks = [{**row, "subtask": "ab"[n % 2]} for n, row in enumerate(targets)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in subtasks), encoding="utf-8")
+    is_of_b = {make_id(row) for row in subtasks if row["subtask"] == "b"}
+
+    def rows_of_b(*options):
+        return sum(row["target_id"] in is_of_b for row in choose("--budget", 40, *options)[1])
+
+    assert rows_of_b() == 20
+    assert rows_of_b("--set", "selection.subtask_weights.b=3") > 25  # of 30, if there are as many
+    ended = evoselect("select", *FILES, *QUICK, "--set", "selection.subtask_weights.c=3")
+    assert ended.code == 2
+    assert "no target row is of subtask 'c'; the target rows are of 'a', 'b'" in ended.err
+    assert "gradients" not in ended.err
 
 
 def test_answers_are_judged_where_that_is_asked_for(choose):

@@ -1,7 +1,10 @@
 """Laws of the evolved weights: off-target rows fade, modes balance, nothing collapses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 from evoselect_pipeline.core.evolve_weights import (
     _CentredEnergy,
@@ -187,6 +190,69 @@ def test_the_slope_of_an_energy_is_the_numerical_gradient_of_its_value(energy, w
     numerical = [(value(i, step) - value(i, -step)) / (2 * step) for i in range(9)]
     slope = found.value_and_gradient(w)[1]
     np.testing.assert_allclose(slope - slope.mean(), numerical, atol=1e-12)
+
+
+def weights_by_the_formula(problem, num_rows, prior, settings):
+    """The updates as docs/how-selection-works.md has them, a sum at a time."""
+    prior, b, epsilon = prior / prior.sum(), problem.targets.weights, settings.epsilon
+    rows, targets = (part.gradients.astype(float) for part in (problem.candidates, problem.targets))
+    cost, mu = 1 - rows @ targets.T, b @ targets
+    floor = 0.5 * min(num_rows, effective_sample_size(prior))
+
+    def tilted(exponent):
+        w = prior * np.exp(exponent)
+        return w / w.sum()
+
+    def short_of_floor(tau, exponent):
+        return effective_sample_size(tilted(tau * exponent)) - floor
+
+    w, g, step, last_move, sizes = prior, np.zeros(len(b)), settings.step_size, np.zeros(1), []
+    for update in range(settings.num_updates):
+        f = -epsilon * np.log(np.exp((g - cost) / epsilon) @ b)
+        for _ in range(settings.sinkhorn_iterations):
+            g = -epsilon * np.log(w @ np.exp((f[:, None] - cost) / epsilon))
+            f = -epsilon * np.log(np.exp((g - cost) / epsilon) @ b)
+        slope = (rows - mu) @ (w @ (rows - mu))
+        ramp = settings.diversity_ramp
+        share = min(1, update / ramp) if ramp else 1
+        score = (f - f.mean()) / f.std()
+        score += settings.diversity * share * (slope - slope.mean()) / slope.std()
+        exponent = np.log(w / prior) - step * score
+        if short_of_floor(1.0, exponent) < 0:
+            exponent *= brentq(short_of_floor, 0.0, 1.0, args=(exponent,), xtol=1e-14)
+        move = tilted(exponent) - w
+        step /= 2 if update and move @ last_move < 0 else 1
+        w, last_move = w + move, move
+        sizes.append(effective_sample_size(w))
+        if np.abs(move).sum() < settings.tolerance and update >= ramp:
+            break
+    return w, np.array(sizes) / floor
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_rows"),
+    [(EvoSelectSettings(), 30), (EvoSelectSettings(diversity=2.0, diversity_ramp=3), 10)],
+    ids=["as shipped", "diverse"],
+)
+def test_weights_equal_those_of_the_formula(settings, num_rows):
+    problem, _ = mixture(120, 0.5, (0.7, 0.3), num_targets=12)
+    prior = np.random.default_rng(0).uniform(0.2, 1.0, 120)
+    expected, sizes = weights_by_the_formula(problem, num_rows, prior, settings)
+    evolution = evolve_weights(problem, Budget(num_rows), settings, prior)
+    np.testing.assert_allclose(evolution.weights, expected, rtol=1e-3, atol=1e-8)
+    assert evolution.num_tempered == np.sum(sizes < 1 + 1e-6)
+
+
+def test_a_single_update_without_a_ramp_heeds_diversity():
+    problem, _ = mixture(200, 0.2, (0.8, 0.2))
+    once = EvoSelectSettings(num_updates=1, diversity_ramp=0, diversity=2.0)
+    prior = np.random.default_rng(0).uniform(0.2, 1.0, 200)
+    weights = evolve_weights(problem, Budget(5), once, prior).weights
+    np.testing.assert_allclose(
+        weights, weights_by_the_formula(problem, 5, prior, once)[0], rtol=1e-4, atol=1e-8
+    )
+    without = replace(once, diversity=0.0)
+    assert np.abs(weights - evolve_weights(problem, Budget(5), without, prior).weights).sum() > 0.1
 
 
 def test_rows_of_zero_prior_keep_zero_weight():

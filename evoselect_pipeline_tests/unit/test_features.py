@@ -78,3 +78,23 @@ def test_near_copies_of_earlier_rows_are_known_by_their_text():
     )
     known = [key in problem.history_text_keys for key in problem.candidates.text_keys]
     assert known == [True, True, True, False]
+
+
+def test_above_1_not_even_equal_text_makes_a_copy():
+    pool = [sample_from_pair("The  same words", "x"), sample_from_pair("the same words", "x")]
+    features = features_of(np.eye(2))
+    for near_text, num_keys, num_known in ((1.0, 1, 1), (2.0, 2, 0)):
+        problem = selection_problem(
+            pool, features, rows(2, "target"), features, trained=pool[:1], near_text=near_text
+        )
+        assert len(set(problem.candidates.text_keys)) == num_keys
+        assert len(problem.history_text_keys) == num_known
+
+
+def test_targets_weigh_as_their_subtasks_do():
+    targets = [sample_from_pair(f"{n}", "x", subtask="ab"[n % 2]) for n in range(4)]
+    features = features_of(np.eye(4))
+    problem = selection_problem(
+        rows(4, "row"), features, targets, features, subtask_weights={"b": 3.0}
+    )
+    np.testing.assert_allclose(problem.targets.weights, [0.125, 0.375, 0.125, 0.375])

@@ -12,7 +12,7 @@ from evoselect_pipeline.core.selection import (
     Candidates,
     SelectionProblem,
     Targets,
-    uniform_target_weights,
+    target_weights,
 )
 from evoselect_pipeline.core.selectors import SELECTORS, select
 from evoselect_pipeline.core.settings import ENERGIES, ROUNDINGS, Budget, EvoSelectSettings
@@ -361,8 +361,15 @@ def test_unknown_method_and_empty_budget_raise(small):
 
 
 def test_target_weights_are_even_per_subtask_then_per_row():
-    weights = uniform_target_weights(("a", "b", "a", "a"))
+    weights = target_weights(("a", "b", "a", "a"))
     np.testing.assert_allclose(weights, [1 / 6, 1 / 2, 1 / 6, 1 / 6])
+
+
+def test_a_subtask_of_thrice_the_weight_has_thrice_the_share():
+    weights = target_weights(("a", "b", "a", "a", "c"), {"a": 3.0})
+    np.testing.assert_allclose(weights, [1 / 5, 1 / 5, 1 / 5, 1 / 5, 1 / 5])
+    with pytest.raises(DataError, match=r"subtask_weights.*'d'.*'a', 'b', 'c'"):
+        target_weights(("a", "b", "c"), {"d": 2.0})
 
 
 def test_problems_that_do_not_fit_together_raise(small):
