@@ -22,6 +22,7 @@ from evoselect_pipeline.report.text import UNSEEN, duration
 stdout = Console(soft_wrap=True)
 stderr = Console(stderr=True)
 
+WHOLE_NAME = 20  # characters of a name that a table does not break
 LINE_EVERY_S = 10.0  # where stderr is no terminal; less often when work takes hours
 WORTH_A_LINE_S = 5.0  # work that took less, and that nobody counted, is not told of when it ends
 
@@ -39,11 +40,13 @@ def _escaped(found: re.Match[str]) -> str:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a table to stdout."""
     table = Table(title=title, title_justify="left", header_style="bold")
-    for column in columns:
-        numeric = bool(rows) and all(
-            isinstance(row[len(table.columns)], (int, float)) for row in rows
-        )
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for place, column in enumerate(columns):
+        values = [row[place] for row in rows]
+        numeric = bool(values) and all(isinstance(value, (int, float)) for value in values)
+        # What a row is known by stays whole while other columns can give way.
+        is_name = place == 0 and all(len(str(value)) <= WHOLE_NAME for value in values)
+        justify = "right" if numeric else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=is_name)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     stdout.print(table)
