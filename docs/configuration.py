@@ -174,7 +174,7 @@ def default(found: Schema, *, required: bool) -> str:
     if isinstance(value, dict):
         if "kind" in value:
             return as_code(value["kind"])
-        return "none" if not value and "additionalProperties" in found else ""
+        return "" if value else "none"
     if "default" not in found:
         return ""
     return "none" if value is None else as_code(value)

@@ -44,7 +44,7 @@ from evoselect_pipeline.rounds.answers import EVALUATED
 from evoselect_pipeline.rounds.candidates import load_generator
 from evoselect_pipeline.rounds.data import load_task
 from evoselect_pipeline.rounds.line import round_seed
-from evoselect_pipeline.rounds.problem import judges_answers
+from evoselect_pipeline.rounds.problem import judges_answers, problem_settings
 from evoselect_pipeline.rounds.quality import answer_quality
 from evoselect_pipeline.rounds.representation import Represented, join, represent
 
@@ -68,7 +68,7 @@ class Block:
         self.generator = load_generator(config)
         self.encoder = load_encoder(config.model)
         self._pools: dict[int, Pool] = {}
-        self._represented: dict[int, Represented] = {}
+        self._shared: dict[int, Represented] = {}
         self.base = self.answers(None)
 
     def pool(self, round_number: int) -> Pool:
@@ -97,15 +97,12 @@ class Block:
 
     def shared(self, number: int) -> Represented:
         """Features of all candidates so far under the bare proxy, with the target span."""
-        return join([self._represent_bare(r) for r in range(number, -1, -1)])
-
-    def _represent_bare(self, number: int) -> Represented:
-        if number not in self._represented:
+        if number not in self._shared:
             # Whichever arm came first: one that wants no coordinates drops them.
             config = changed(self.config, ("gradients.target_span=true",))
-            rows = self.pool(number).samples
-            self._represented[number] = represent(rows, self.task.targets, config)
-        return self._represented[number]
+            own = represent(self.pool(number).samples, self.task.targets, config)
+            self._shared[number] = join([own, self.shared(number - 1)]) if number else own
+        return self._shared[number]
 
     def encode(self, samples: Sequence[Sample], model: ModelSettings) -> dict[str, Encoded]:
         """Token ids and labels of the rows that a model can be trained on."""
@@ -229,10 +226,17 @@ def choose(
         represented.of(remembered).vectors if remembered else None,
         history_ids=[sample.sample_id for sample in remembered],
         trained=[sample for samples in history for sample in samples],
-        near_text=config.selection.near_text,
-        centre=config.gradients.centre,
-        subtask_weights=config.selection.subtask_weights,
+        **problem_settings(config),
     )
+    shown, shared = problem, block.shared(number)
+    if represented is not shared:  # figures of the arms are compared in the features they share
+        shown = selection_problem(
+            usable,
+            shared.of(usable),
+            block.task.targets,
+            shared.of(block.task.targets),
+            **problem_settings(block.config),
+        )
     if judges_answers(config):
         judgement = answer_quality(
             problem,
@@ -249,12 +253,7 @@ def choose(
     selection = select(aimed, budget, seed, settings.method, settings.evoselect)
     sample_of = {sample.sample_id: sample for sample in usable}
     samples = [sample_of[sample_id] for sample_id in selection.selected_ids]
-    return Chosen(
-        samples,
-        _composition(samples, pool)
-        | _geometry(block, number, usable, selection)
-        | {"effective_sample_size": effective_sample_size(selection.weights)},
-    )
+    return Chosen(samples, _composition(samples, pool) | _geometry(shown, selection))
 
 
 def _train(
@@ -350,23 +349,8 @@ def _composition(samples: Sequence[Sample], pool: Pool) -> dict[str, Any]:
     return facts
 
 
-def _geometry(
-    block: Block, number: int, usable: Sequence[Sample], selection: Selection
-) -> dict[str, Any]:
-    """Alignment and diversity of what was chosen, by the figures that the paper analyses.
-
-    In the features that the arms share, whichever an arm itself chose by.
-    """
-    shared = block.shared(number)
-    problem = selection_problem(
-        usable,
-        shared.of(usable),
-        block.task.targets,
-        shared.of(block.task.targets),
-        near_text=2.0,  # nothing is chosen: who copies whom need not be found
-        centre=block.config.gradients.centre,
-        subtask_weights=block.config.selection.subtask_weights,
-    )
+def _geometry(problem: SelectionProblem, selection: Selection) -> dict[str, Any]:
+    """Alignment and diversity of what was chosen, by the figures that the paper analyses."""
     place = {sample_id: n for n, sample_id in enumerate(problem.candidates.sample_ids)}
     chosen = problem.candidates.gradients[[place[i] for i in selection.selected_ids]]
     targets, reach = problem.targets, reach_cap(problem, None)
@@ -375,4 +359,5 @@ def _geometry(
         "vendi": vendi_score(chosen),
         "near_duplicate_share": near_duplicate_share(chosen, 0.95),
         "target_coverage": target_coverage(chosen, targets.gradients, reach),
+        "effective_sample_size": effective_sample_size(selection.weights),
     }

@@ -35,7 +35,7 @@ from evoselect_pipeline.core.selectors import select
 from evoselect_pipeline.core.settings import Budget
 from evoselect_pipeline.errors import ConfigError, DataError
 from evoselect_pipeline.progress import working_on
-from evoselect_pipeline.rounds.problem import judges_answers
+from evoselect_pipeline.rounds.problem import judges_answers, problem_settings
 from evoselect_pipeline.rounds.quality import answer_quality
 from evoselect_pipeline.rounds.representation import Represented, represent
 from evoselect_pipeline.stores.artifacts import write_bytes_atomic
@@ -75,6 +75,7 @@ def select_rows(request: Request, format: str) -> None:
     _check_fields(request, rows)
     found = read_samples(request.target, columns)
     targets = list({sample.sample_id: sample for sample in found}.values())
+    # Refuses a weight of no subtask before anything is represented.
     target_weights([row.subtask for row in targets], config.selection.subtask_weights)
     # Targets are there to be resembled; only their very prompts are no candidates.
     passage = gate([row.sample for row in rows], targets, replace(config.gates, overlap="off"))
@@ -128,9 +129,7 @@ def choose(
         represented.of(usable),
         targets,
         represented.of(targets),
-        near_text=config.selection.near_text,
-        centre=config.gradients.centre,
-        subtask_weights=config.selection.subtask_weights,
+        **problem_settings(config),
     )
     if judges_answers(config):
         problem = problem.with_quality(_quality(problem, usable, targets, budget, config))

@@ -33,6 +33,15 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 OFF = "none"
 
 
+def problem_settings(config: LineConfig) -> dict[str, Any]:
+    """The keys that decide a selection problem beside its rows, for `selection_problem`."""
+    return {
+        "near_text": config.selection.near_text,
+        "centre": config.gradients.centre,
+        "subtask_weights": config.selection.subtask_weights,
+    }
+
+
 def load_problem(line: Line, round_number: int) -> SelectionProblem:
     """Read a round's features back as a selection problem, all answers taken to be right."""
     represented = line.artifact(round_number, "projected_gradients")
@@ -58,9 +67,7 @@ def load_problem(line: Line, round_number: int) -> SelectionProblem:
         features(history_ids).vectors if history_ids else None,
         history_ids=history_ids,
         trained=line.store.get_samples(selected_before(line, round_number)),
-        near_text=line.config.selection.near_text,
-        centre=line.config.gradients.centre,
-        subtask_weights=line.config.selection.subtask_weights,
+        **problem_settings(line.config),
     )
 
 

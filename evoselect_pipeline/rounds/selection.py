@@ -32,7 +32,7 @@ from evoselect_pipeline.rounds.line import (
     read_json,
     write_json,
 )
-from evoselect_pipeline.rounds.problem import OFF, SPAN_FILE, judged_problem
+from evoselect_pipeline.rounds.problem import OFF, SPAN_FILE, judged_problem, problem_settings
 from evoselect_pipeline.rounds.representation import (
     compute_gradients,
     gradient_fingerprint,
@@ -151,10 +151,8 @@ def alignment_scores(line: Line, round_number: int) -> Artifact:
     judged = line.artifact(round_number, "answer_quality")
     budget = config.selection.budget(read_facts(represented)["num_candidates"])
     settings = {
-        "centre": config.gradients.centre,
+        **problem_settings(config),
         "evoselect": asdict(config.selection.evoselect),
-        "near_text": config.selection.near_text,
-        "subtask_weights": config.selection.subtask_weights,
         "budget": asdict(budget),
     }
     inputs = made_from(
