@@ -295,8 +295,8 @@ def _without_features(
 ) -> list[Sample]:
     """What `all`, `random` and the oracle choose, which asks nothing of a row but its length.
 
-    The selectors themselves choose, so that budgets and caps mean the same to every arm; they get
-    a vector that is the same for all rows.
+    `random` itself draws, so that budgets and caps mean the same to every arm; it gets a vector
+    that is the same for all rows.
     """
     method = arm.config.selection.method
     if arm.is_oracle:
@@ -304,6 +304,8 @@ def _without_features(
     encoded = block.encode(samples, arm.config.model)
     sample_of = {s.sample_id: s for s in samples if s.sample_id in encoded}
     ids = tuple(sample_of)
+    if method == "all":
+        return list(sample_of.values())
     same = np.ones((len(ids), 1), np.float32)
     problem = SelectionProblem(
         candidates=Candidates(
