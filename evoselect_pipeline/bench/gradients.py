@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,16 +73,25 @@ class GradientsRequest:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured on: a model with a trained adapter, rows, and targets."""
+    """What is measured on: a model with an adapter, rows, and targets.
+
+    The adapter is a fresh one, if none is given: features are taken with the bare proxy, unless
+    `refresh_proxy` is set. Its factor A has no gradient then, and a pass has less to do.
+    """
 
     model: ModelSettings
-    adapter: Path
+    trained_adapter: Path
     lora: LoraSettings
     rows: tuple[Encoded, ...]  # to time
     judged: tuple[Encoded, ...]  # whose exact gradients are held against
     targets: tuple[Encoded, ...]
     batch_tokens: int
     seed: int
+    adapter: Path | None = None
+
+    def refreshed(self) -> Subject:
+        """The same with the trained adapter."""
+        return replace(self, adapter=self.trained_adapter)
 
     @cached_property
     def batches(self) -> list[list[Encoded]]:
@@ -114,6 +123,7 @@ class Variant:
     settings: GradientSettings | None = None
     with_span: bool = False
     dtype: str | None = None
+    refreshed: bool = False  # with the trained adapter
 
 
 def variants(dim: int, prompt_weight: float, with_bergson: bool = False) -> list[Variant]:
@@ -128,6 +138,7 @@ def variants(dim: int, prompt_weight: float, with_bergson: bool = False) -> list
         Variant("LoRA training pass"),
         Variant("lora", of()),
         Variant("lora, target span", of(), with_span=True),
+        Variant("lora, refreshed proxy", of(), refreshed=True),
         Variant("lora, bfloat16", of(), dtype="bfloat16"),
         Variant("lora, top half", of(top_layers=0.5)),
         Variant("two_sided", of(representation="two_sided")),
@@ -241,7 +252,7 @@ def run_of(subject: Subject, variant: Variant) -> Callable[[], None]:
         return plain
     if variant.name in PEERS:
         return PEERS[variant.name](subject, variant.settings.dim)
-    extractor = subject.extractor(variant.settings, variant.dtype)
+    extractor = _extractor(subject, variant)
     span = None
     if variant.with_span:
         span = find_target_span(extractor, subject.targets, batch_tokens=subject.batch_tokens)
@@ -251,6 +262,12 @@ def run_of(subject: Subject, variant: Variant) -> Callable[[], None]:
             extractor(batch, span)
 
     return extract
+
+
+def _extractor(subject: Subject, variant: Variant) -> GradientExtractor:
+    assert variant.settings is not None
+    worn = subject.refreshed() if variant.refreshed else subject
+    return worn.extractor(variant.settings, variant.dtype)
 
 
 @torch.inference_mode()
@@ -297,7 +314,7 @@ PEERS = {BATCH_ONE: BatchOne, BERGSON: Bergson}
 
 
 def fidelity(subject: Subject, found: Sequence[Variant]) -> dict[str, dict[str, float]]:
-    """Rank correlation of cosines with those of exact gradients of all adapted layers.
+    """Rank correlation of cosines with those of exact gradients of the same adapter, all layers.
 
     `spearman` is over pairs of rows and targets, `spearman_rows` over pairs of rows.
     """
@@ -306,7 +323,10 @@ def fidelity(subject: Subject, found: Sequence[Variant]) -> dict[str, dict[str, 
     rows = [*subject.judged, *subject.targets]
     represented = [variant for variant in found if variant.settings is not None]
     weight = represented[0].settings.prompt_weight if represented[0].settings else 0.0
-    exact = _cosines(_exact(subject, rows, weight), len(subject.targets))
+    exact = {
+        refreshed: _cosines(_exact(worn, rows, weight), len(subject.targets))
+        for refreshed, worn in ((False, subject), (True, subject.refreshed()))
+    }
     truth = {}
     for number, variant in enumerate(represented):
         is_peer = variant.name in PEERS
@@ -316,7 +336,9 @@ def fidelity(subject: Subject, found: Sequence[Variant]) -> dict[str, dict[str, 
         own = _cosines(vectors_of(subject, variant, rows), len(subject.targets))
         truth[variant.name] = {
             key: float(spearmanr(one, other)[0])  # type: ignore[arg-type]
-            for key, one, other in zip(("spearman", "spearman_rows"), exact, own, strict=True)
+            for key, one, other in zip(
+                ("spearman", "spearman_rows"), exact[variant.refreshed], own, strict=True
+            )
         }
         progress("variants for fidelity", number + 1, len(represented))
     return truth
@@ -342,8 +364,7 @@ def _peer_vectors(subject: Subject, variant: Variant, rows: Sequence[Encoded]) -
 
 
 def _vectors(subject: Subject, variant: Variant, rows: Sequence[Encoded]) -> np.ndarray:
-    assert variant.settings is not None
-    extractor = subject.extractor(variant.settings, variant.dtype)
+    extractor = _extractor(subject, variant)
     span = find_target_span(extractor, subject.targets) if variant.with_span else None
     batches = extract_gradients(extractor, rows, span=span, batch_tokens=subject.batch_tokens)
     found = concatenate(list(batches))

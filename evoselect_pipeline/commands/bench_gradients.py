@@ -64,6 +64,8 @@ def _notes(request: GradientsRequest, report: dict[str, Any]) -> list[str]:
         f" {request.prompt_weight:g}, seed {request.seed}.",
         "forward + backward: a plain pass that trains all weights, over the same batches. batch 1:"
         " row by row through the unmerged adapter, then a dense projection, as LESS does it."
+        " The adapter is fresh, as in a line's rounds by default; refreshed proxy: a trained one,"
+        " whose factor A has a gradient, too (`refresh_proxy`)."
         " Spearman: rank correlation of cosines with those of exact gradients of the whole adapter,"
         " between rows and targets, and between rows. Peak: above the loaded model.",
         f"Measured on {told(report['versions'])}.",

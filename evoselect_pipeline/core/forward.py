@@ -2,7 +2,7 @@
 
 Rows are padded on the right: under a causal mask no token of a row sees the padding, so no mask
 is needed and a row does not depend on its company. Logits are formed for the tokens that carry
-loss alone, a chunk at a time, so memory does not grow with the vocabulary.
+loss alone, a chunk at a time, so memory does not grow with the batch.
 
 Notation: B rows of a batch, S tokens, H width of the hidden states, V vocabulary, T tokens that
 carry loss in the whole batch.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK_LOGITS = 2**22  # logits formed at a time: 16 MiB in float32
+LEAST_TOKENS = 128  # at a time: with fewer, reading a large vocabulary's weights takes the time
 PROBE = (1, 2, 3)  # token ids that every vocabulary has
 
 
@@ -147,7 +148,7 @@ class CausalPass:
         Rows' answer losses are added to `losses_B` on the way. A part is so small that its logits
         are not too many.
         """
-        size = max(1, CHUNK_LOGITS // self.weight_VH.shape[0])
+        size = max(LEAST_TOKENS, CHUNK_LOGITS // self.weight_VH.shape[0])
         for columns in zip(*(column.split(size) for column in tokens), strict=True):
             part = Tokens(*columns)
             states_TH = hidden_BSH[part.rows, part.places]

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from evoselect_pipeline.config import GradientSettings, LoraSettings, ModelSettings
+from evoselect_pipeline.core import forward
 from evoselect_pipeline.core.encoding import Encoded
 from evoselect_pipeline.core.forward import CausalPass
 from evoselect_pipeline.core.gradients import GradientExtractor
@@ -166,6 +167,18 @@ def test_the_heads_closed_form_is_its_gradient(llama, prompt_weight):
         loss.backward()
         expected = measure.left_Va.T @ model.lm_head.weight.grad @ measure.right_Hb
         torch.testing.assert_close(pieces[0][number].view(4, 5), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_long_batch_is_taken_in_parts_that_change_neither_losses_nor_slopes(llama, monkeypatch):
+    causal, rows = CausalPass(load_base(llama), 0, 0.5), rows_of_many_lengths()
+    ids = causal.pad(rows)
+    hidden, tokens = causal.hidden(ids), causal.tokens(rows, ids)
+    whole = causal.losses_and_slope(hidden, tokens)
+    monkeypatch.setattr(forward, "CHUNK_LOGITS", 1)
+    monkeypatch.setattr(forward, "LEAST_TOKENS", 3)
+    sizes = [len(part.ids) for part, _, _ in causal.errors_of(hidden, tokens, whole[0].clone())]
+    assert len(sizes) > 3 and max(sizes) == 3 and sum(sizes) == len(tokens.ids)
+    torch.testing.assert_close(causal.losses_and_slope(hidden, tokens), whole)
 
 
 def test_pooled_states_are_the_mean_over_a_rows_own_tokens(llama):
