@@ -1,7 +1,7 @@
 """bergson as a peer of `bench gradients`; it is installed in the benchmark's own environment alone.
 
-Its collector hooks the adapter's two linear layers and projects each one's gradient from both
-sides, per row, in the batches that every variant gets.
+Its collector hooks the adapter's linear layers, of a fresh adapter those that are factor B, and
+projects each one's gradient from both sides, per row, in the batches that every variant gets.
 
 References
 ----------
@@ -49,11 +49,11 @@ class Bergson:
                 " environment of its own, pip install evoselect-pipeline bergson==2.5.1"
             ) from None
         self.subject = subject
-        self.model = subject.trainable().eval()
+        self.model = subject.for_peers()
         self.names = sorted(
             name
             for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear) and "lora_" in name
+            if isinstance(module, nn.Linear) and subject.has_gradient(name)
         )
         side = math.ceil(math.sqrt(dim / len(self.names)))
         config = IndexConfig(run_path="unused", loss_reduction="mean")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from evoselect_pipeline.bench.bergson_peer import Bergson
+from evoselect_pipeline.bench.less_peer import BatchOne
 from evoselect_pipeline.bench.memory import status_kib
 from evoselect_pipeline.bench.reference import (
     SIZES,
@@ -50,6 +51,7 @@ from evoselect_pipeline.training.models import (
 )
 
 YARDSTICK = "forward + backward"
+HALF = "bfloat16"
 HEAD_DIM = 512  # of what has few numbers to begin with
 BATCH_ONE = "batch 1, dense projection"
 BERGSON = "bergson"
@@ -93,6 +95,10 @@ class Subject:
         """The same with the trained adapter."""
         return replace(self, adapter=self.trained_adapter)
 
+    def has_gradient(self, parameter: str) -> bool:
+        """Whether a parameter is a factor of the adapter that has a gradient."""
+        return "lora_B" in parameter or ("lora_A" in parameter and self.adapter is not None)
+
     @cached_property
     def batches(self) -> list[list[Encoded]]:
         """The rows in batches of like length, the same for every variant."""
@@ -108,10 +114,20 @@ class Subject:
         model = load_base(self.model)
         return with_adapter(model, self.adapter, self.lora, self.seed, trainable=True)
 
+    def for_peers(self) -> Any:
+        """The model with its adapter, of which the factors that have a gradient are trainable."""
+        model = self.trainable().eval()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(self.has_gradient(name))
+        return model
+
+    def model_in(self, dtype: str | None) -> ModelSettings:
+        """The model in a type of numbers, its own if none is given."""
+        return self.model if dtype is None else self.model.model_copy(update={"dtype": dtype})
+
     def extractor(self, settings: GradientSettings, dtype: str | None = None) -> GradientExtractor:
         """The extractor of a representation."""
-        model = self.model if dtype is None else self.model.model_copy(update={"dtype": dtype})
-        proxy = load_proxy(model, self.adapter, self.lora, self.seed)
+        proxy = load_proxy(self.model_in(dtype), self.adapter, self.lora, self.seed)
         return make_extractor(proxy, self.encoder, settings, self.seed)
 
 
@@ -135,11 +151,12 @@ def variants(dim: int, prompt_weight: float, with_bergson: bool = False) -> list
     return [
         Variant("forward only"),
         Variant(YARDSTICK),
+        Variant(f"{YARDSTICK}, {HALF}", dtype=HALF),
         Variant("LoRA training pass"),
         Variant("lora", of()),
         Variant("lora, target span", of(), with_span=True),
         Variant("lora, refreshed proxy", of(), refreshed=True),
-        Variant("lora, bfloat16", of(), dtype="bfloat16"),
+        Variant(f"lora, {HALF}", of(), dtype=HALF),
         Variant("lora, top half", of(top_layers=0.5)),
         Variant("two_sided", of(representation="two_sided")),
         Variant("lm_head", of(HEAD_DIM, representation="lm_head")),
@@ -206,14 +223,15 @@ def _result(
     variant: Variant, seconds: dict[str, list[float]], num_rows: int, peak: float
 ) -> dict[str, Any]:
     own = np.array(seconds[variant.name])
-    peers = [name for name in (YARDSTICK, *PEERS) if name in seconds]
+    yardstick = YARDSTICK if variant.dtype is None else f"{YARDSTICK}, {variant.dtype}"
+    peers = [name for name in (yardstick, *PEERS) if name in seconds]
     beside = {name: own / np.array(seconds[name]) for name in peers}
     return {
         "representation": variant.name,
         "dim": None if variant.settings is None else variant.settings.dim,
         "samples_per_s": num_rows / float(np.median(own)),
-        "ratio_to_forward_backward": float(np.median(beside[YARDSTICK])),
-        "ratio_range": [float(beside[YARDSTICK].min()), float(beside[YARDSTICK].max())],
+        "ratio_to_forward_backward": float(np.median(beside[yardstick])),
+        "ratio_range": [float(beside[yardstick].min()), float(beside[yardstick].max())],
         "ratio_to_batch1": float(np.median(beside[BATCH_ONE])),
         "ratio_to_bergson": float(np.median(beside[BERGSON])) if BERGSON in beside else None,
         "peak_mb": peak,
@@ -241,7 +259,7 @@ def run_of(subject: Subject, variant: Variant) -> Callable[[], None]:
     pad_id = subject.encoder.pad_id
     if variant.settings is None:
         is_lora = variant.name == "LoRA training pass"
-        model = subject.trainable() if is_lora else load_base(subject.model)
+        model = subject.trainable() if is_lora else load_base(subject.model_in(variant.dtype))
         run = _forward if variant.name == "forward only" else forward_backward
 
         def plain() -> None:
@@ -277,39 +295,6 @@ def _forward(model, batch: Sequence[Encoded], pad_id: int) -> None:
     model(input_ids=ids, use_cache=False)
 
 
-class BatchOne:
-    """The peer: autograd row by row through the unmerged adapter, then a dense projection.
-
-    As LESS does it (Xia et al. 2024), without its CUDA kernel: a matrix of Rademacher signs, which
-    is drawn beforehand and not counted as memory of the pass.
-    """
-
-    def __init__(self, subject: Subject, dim: int):
-        self.subject = subject
-        self.model = subject.trainable().eval()
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        size = sum(parameter.numel() for parameter in self.parameters)
-        draw = torch.Generator().manual_seed(subject.seed)
-        self.signs_PD = torch.randint(0, 2, (size, dim), generator=draw, dtype=torch.float32)
-        self.signs_PD.mul_(2).sub_(1)
-
-    def __call__(self) -> None:
-        """Represent every row."""
-        for row in self.subject.rows:
-            self.vectors([row])
-
-    def vectors(self, rows: Sequence[Encoded]) -> torch.Tensor:
-        """The projected gradients [B, D] of the rows' answer losses."""
-        return torch.stack([self.gradient(row) @ self.signs_PD for row in rows])
-
-    def gradient(self, row: Encoded) -> torch.Tensor:
-        """The exact gradient [P]."""
-        forward_backward(self.model, [row], self.subject.encoder.pad_id)
-        flat = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
-        self.model.zero_grad(set_to_none=True)
-        return flat
-
-
 PEERS = {BATCH_ONE: BatchOne, BERGSON: Bergson}
 
 
@@ -321,25 +306,22 @@ def fidelity(subject: Subject, found: Sequence[Variant]) -> dict[str, dict[str, 
     from scipy.stats import spearmanr
 
     rows = [*subject.judged, *subject.targets]
-    represented = [variant for variant in found if variant.settings is not None]
-    weight = represented[0].settings.prompt_weight if represented[0].settings else 0.0
-    exact = {
-        refreshed: _cosines(_exact(worn, rows, weight), len(subject.targets))
-        for refreshed, worn in ((False, subject), (True, subject.refreshed()))
-    }
+
+    @cache
+    def exact(refreshed: bool, prompt_weight: float) -> tuple[np.ndarray, np.ndarray]:
+        worn = subject.refreshed() if refreshed else subject
+        return _cosines(_exact(worn, rows, prompt_weight), len(subject.targets))
+
     truth = {}
-    for number, variant in enumerate(represented):
-        is_peer = variant.name in PEERS
-        if is_peer and weight:  # it knows the answer's loss alone
-            continue
+    represented = [(variant, variant.settings) for variant in found if variant.settings]
+    for number, (variant, settings) in enumerate(represented):
+        is_peer = variant.name in PEERS  # it knows the answer's loss alone
+        weight = 0.0 if is_peer else settings.prompt_weight
         vectors_of = _peer_vectors if is_peer else _vectors
         own = _cosines(vectors_of(subject, variant, rows), len(subject.targets))
-        truth[variant.name] = {
-            key: float(spearmanr(one, other)[0])  # type: ignore[arg-type]
-            for key, one, other in zip(
-                ("spearman", "spearman_rows"), exact[variant.refreshed], own, strict=True
-            )
-        }
+        pairs = zip(exact(variant.refreshed, weight), own, strict=True)
+        to_targets, between = (float(spearmanr(one, other)[0]) for one, other in pairs)  # type: ignore[arg-type]
+        truth[variant.name] = {"spearman": to_targets, "spearman_rows": between}
         progress("variants for fidelity", number + 1, len(represented))
     return truth
 
@@ -353,14 +335,14 @@ def _exact(subject: Subject, rows: Sequence[Encoded], prompt_weight: float) -> n
         extractor.measure(
             extractor.causal, [row], lambda name, piece, into=pieces: into.update({name: piece[0]})
         )
-        whole.append(torch.cat([pieces[name] for name in sorted(pieces)]).numpy())
+        whole.append(torch.cat([pieces[name] for name in sorted(pieces)]).cpu().numpy())
     return np.stack(whole)
 
 
 def _peer_vectors(subject: Subject, variant: Variant, rows: Sequence[Encoded]) -> np.ndarray:
     assert variant.settings is not None
     peer = PEERS[variant.name](subject, variant.settings.dim)
-    return torch.cat([peer.vectors([row]) for row in rows]).numpy()
+    return torch.cat([peer.vectors([row]) for row in rows]).cpu().numpy()
 
 
 def _vectors(subject: Subject, variant: Variant, rows: Sequence[Encoded]) -> np.ndarray:

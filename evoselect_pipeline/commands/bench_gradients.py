@@ -62,11 +62,13 @@ def _notes(request: GradientsRequest, report: dict[str, Any]) -> list[str]:
         f" in a batch; medians of {request.repeats} paired repeats. {request.num_fidelity} rows and"
         f" {request.num_targets} targets for the correlations. Prompt weight"
         f" {request.prompt_weight:g}, seed {request.seed}.",
-        "forward + backward: a plain pass that trains all weights, over the same batches. batch 1:"
-        " row by row through the unmerged adapter, then a dense projection, as LESS does it."
-        " The adapter is fresh, as in a line's rounds by default; refreshed proxy: a trained one,"
-        " whose factor A has a gradient, too (`refresh_proxy`)."
-        " Spearman: rank correlation of cosines with those of exact gradients of the whole adapter,"
-        " between rows and targets, and between rows. Peak: above the loaded model.",
+        "forward + backward: a plain pass that trains all weights, over the same batches and, for"
+        " bfloat16, in it. batch 1: row by row through the unmerged adapter, then a dense"
+        " projection, as LESS does it. The adapter is fresh, as in a line's rounds by default, so"
+        " that only factor B has a gradient, for peers as well; refreshed proxy: a trained one, as"
+        " with `refresh_proxy`, both of whose factors have.",
+        "Spearman: rank correlation of cosines with those of exact gradients of the whole adapter,"
+        " between rows and targets, and between rows; of peers with those of the answer's loss"
+        " alone, as they know no other. Peak: above the loaded model.",
         f"Measured on {told(report['versions'])}.",
     ]

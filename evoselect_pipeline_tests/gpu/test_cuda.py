@@ -60,5 +60,6 @@ def test_throughput_and_memory_are_printed():
     arguments = ("--model=small", "--rows=200", "--repeats=5", "--batch-tokens=16384")
     report = json.loads(evoselect("bench", "gradients", *arguments, "--format=json"))
     for row in report["results"]:
-        print(row["representation"], f"{row['samples_per_s']:.0f} rows/s")
-        assert row["samples_per_s"] > 0
+        told = f"{row['samples_per_s']:.0f} rows/s, {row['peak_mb']:.0f} MB above the model"
+        print(row["representation"], told)
+        assert row["samples_per_s"] > 0 and row["peak_mb"] > 0

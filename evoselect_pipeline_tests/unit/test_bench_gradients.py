@@ -11,7 +11,6 @@ from evoselect_pipeline.bench.gradients import (
     BATCH_ONE,
     BERGSON,
     YARDSTICK,
-    BatchOne,
     GradientsRequest,
     fidelity,
     peak_mb,
@@ -19,6 +18,7 @@ from evoselect_pipeline.bench.gradients import (
     run_of,
     variants,
 )
+from evoselect_pipeline.bench.less_peer import BatchOne
 from evoselect_pipeline.bench.reference import LONGEST, SHORTEST, reference_rows
 from evoselect_pipeline.config import GradientSettings
 from evoselect_pipeline.errors import ConfigError
