@@ -149,9 +149,9 @@ def extract_gradients(
 ) -> Iterator[GradientBatch]:
     """Stream gradient features of many rows, in batches of like length.
 
-    Batches are cut from all wanted rows, present ones included, and only batches that miss a row
-    are computed. So an interrupted extraction, when resumed, computes every row in the same
-    company as an uninterrupted one and gets the same bits.
+    Batches are cut from all the rows given, present ones included, and only batches that miss a
+    row are computed. So an interrupted extraction, when resumed with the rows it began with,
+    computes every row in the same company as an uninterrupted one and gets the same bits.
     """
     for batch in token_batches(rows, batch_tokens):
         if not all(row.sample_id in present for row in batch):

@@ -24,6 +24,8 @@ from evoselect_pipeline.rounds.answers import (
     scores,
 )
 from evoselect_pipeline.rounds.line import (
+    CHECKPOINTS,
+    EXTRACTION,
     FACTS,
     PROMOTED,
     Entering,
@@ -48,7 +50,6 @@ from evoselect_pipeline.stores.artifacts import (
 )
 
 CANARIES_FILE = "canaries.json"  # those that are answered otherwise than before
-CHECKPOINTS = ".train-"  # start of the names of folders that training resumes from
 
 
 def lora_checkpoint(line: Line, round_number: int) -> Artifact:
@@ -212,4 +213,6 @@ def _sweep(line: Line, round_number: int) -> None:
         sweep_temporary(folder, older_than_s=0)
     for checkpoints in round_dir.glob(f"{CHECKPOINTS}*"):
         shutil.rmtree(checkpoints, ignore_errors=True)
+    for begun in round_dir.glob(f"{EXTRACTION}*"):
+        begun.unlink()
     line.store.prune(timedelta(days=line.config.retention.table_days))

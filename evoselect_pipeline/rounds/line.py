@@ -21,6 +21,9 @@ from evoselect_pipeline.stores.tracking import Tracking
 FACTS = "facts.json"  # in every stage's artifact: a flat mapping for people and for later stages
 PROMOTED = "promoted_adapter"
 APPOINTED = "appointed_adapter"  # a person's choice of champion, beside the promotion it overrules
+# Names of what a killed run goes on from, in its round's folder, begin with these.
+EXTRACTION = ".extract-"
+CHECKPOINTS = ".train-"
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from evoselect_pipeline.core.features import Features, join_span, selection_prob
 from evoselect_pipeline.core.records import digest
 from evoselect_pipeline.core.selection import SelectionProblem
 from evoselect_pipeline.rounds import quality
-from evoselect_pipeline.rounds.adaptation import CHECKPOINTS
 from evoselect_pipeline.rounds.data import selected_before, split_rows
 from evoselect_pipeline.rounds.line import (
+    CHECKPOINTS,
     FACTS,
     Entering,
     Line,

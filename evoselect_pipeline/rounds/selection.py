@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from evoselect_pipeline.report.text import one_line
 from evoselect_pipeline.rounds.data import published_target_set, selected_before, split_rows
 from evoselect_pipeline.rounds.distributed import cluster_of
 from evoselect_pipeline.rounds.line import (
+    EXTRACTION,
     FACTS,
     Line,
     entered,
@@ -47,7 +50,13 @@ from evoselect_pipeline.rounds.verdicts import (
     transport_converged,
     weights_not_collapsed,
 )
-from evoselect_pipeline.stores.artifacts import Artifact, find, open_artifact, publish
+from evoselect_pipeline.stores.artifacts import (
+    Artifact,
+    find,
+    open_artifact,
+    publish,
+    write_text_atomic,
+)
 
 MOST_SOURCES = 10
 
@@ -55,8 +64,8 @@ MOST_SOURCES = 10
 def projected_gradients(line: Line, round_number: int) -> Artifact:
     """Compute the features of candidates, targets and rows selected before; store them by content.
 
-    Rows that are stored already are not computed again. Earlier rows are needed under the present
-    proxy, because a refreshed proxy gives every row another gradient.
+    Rows that were stored before cost nothing. Earlier rows are needed under the present proxy,
+    because a refreshed proxy gives every row another gradient.
     """
     from evoselect_pipeline.training.models import load_encoder, load_proxy
 
@@ -89,10 +98,16 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
     present = line.store.present(fingerprint, config.gradients.dim)
     if span:
         present &= line.store.placed(span, len(targets))
-    rows = [*line.store.get_samples(candidate_ids + history_ids), *targets]
-    num_missing = sum(row.sample_id not in present for row in rows)
+    pool_ids = [*candidate_ids, *history_ids]
+    missing = {*pool_ids, *(target.sample_id for target in targets)} - present
     width = config.gradients.dim + (len(targets) if span else 0)
-    line.store.refuse_small_disk(num_missing, width)
+    line.store.refuse_small_disk(len(missing), width)
+    begun = directory.parent / f"{EXTRACTION}{digest(inputs)}"
+    batched = missing | _missing_at_first(begun, missing)
+    rows = [
+        *line.store.get_samples([i for i in dict.fromkeys(pool_ids) if i in batched]),
+        *(target for target in targets if target.sample_id in batched),
+    ]
     batches, unusable, folded = compute_gradients(
         rows,
         targets,
@@ -126,7 +141,19 @@ def projected_gradients(line: Line, round_number: int) -> Artifact:
                 "proxy_adapter_round": start.trained_in if config.wears_adapter else None,
             },
         )
+    begun.unlink(missing_ok=True)
     return open_artifact(directory)
+
+
+def _missing_at_first(begun: Path, missing: set[str]) -> set[str]:
+    """The rows that an extraction lacked when it began, which is kept in a file until it ends.
+
+    Batches are cut from these. So one that was interrupted computes every row in the company it
+    would have had, and gets the same bits, while rows of earlier extractions are left alone.
+    """
+    if not begun.exists():
+        write_text_atomic(begun, json.dumps(sorted(missing)))
+    return set(read_json(begun))
 
 
 def _refuse_unusable_targets(targets: Sequence[Sample], unusable: Sequence[Unusable]) -> None:
