@@ -251,9 +251,7 @@ def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
     return re.compile(f"(?={either}).", re.DOTALL)
 
 
-def token_batches(
-    rows: Sequence[Encoded], batch_tokens: int, *, longest_first: bool = False
-) -> list[list[Encoded]]:
+def token_batches(rows: Sequence[Encoded], batch_tokens: int) -> list[list[Encoded]]:
     """Group rows of like length so that a padded batch holds at most `batch_tokens` tokens.
 
     The order is fixed by (length, id): the same rows give the same batches whatever order they
@@ -266,4 +264,4 @@ def token_batches(
             batches[-1].append(row)
         else:
             batches.append([row])
-    return batches[::-1] if longest_first else batches
+    return batches

@@ -76,7 +76,7 @@ class _Block:
         drawn = hashlib.sha256(f"{seed}/{name}/{size}".encode()).digest()
         draw = np.random.Generator(np.random.Philox(int.from_bytes(drawn[:16], "big")))
         self.first = int(draw.integers(width))
-        self.source = torch.from_numpy(draw.permutation(size)).to(device)
+        self.source = torch.from_numpy(draw.permutation(size).astype(np.int32)).to(device)
         signs = draw.integers(0, 2, size, dtype=np.int8) * 2 - 1
         self.signs = torch.from_numpy(signs.astype(np.float32)).to(device)
 

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evoselect_pipeline.core.features import join_span
 from evoselect_pipeline.core.metrics import ot_distance, vendi_score
 from evoselect_pipeline.report.facts import Cloud, Comparison, Spread
 from evoselect_pipeline.rounds.data import split_rows
-from evoselect_pipeline.rounds.line import Line, read_facts, read_json
-from evoselect_pipeline.rounds.problem import SPAN_FILE
+from evoselect_pipeline.rounds.line import Line, read_json
+from evoselect_pipeline.rounds.problem import read_features
 
 MOST_DRAWN = 2_500
 MOST_CHOSEN = 1_000
@@ -38,7 +37,8 @@ def cloud_and_spread(
     draws = [_some(rng, ids, len(chosen)) for _ in range(DRAWS)]
 
     wanted = list(dict.fromkeys([*pool, *chosen, *targets, *(i for draw in draws for i in draw)]))
-    vectors, row_of = _vectors(line, round_number, wanted), {i: n for n, i in enumerate(wanted)}
+    vectors = read_features(line, represented, wanted).vectors
+    row_of = {i: n for n, i in enumerate(wanted)}
     mean = vectors[[row_of[i] for i in pool]].mean(axis=0) if line.config.gradients.centre else 0.0
     vectors = vectors - mean
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -78,18 +78,6 @@ def _some(rng: np.random.Generator, ids: Sequence[str], most: int) -> list[str]:
         return list(ids)
     places: list[int] = np.sort(rng.choice(len(ids), most, replace=False)).tolist()
     return [ids[place] for place in places]
-
-
-def _vectors(line: Line, round_number: int, ids: Sequence[str]) -> np.ndarray:
-    """Stored features [n, D] of some rows, in the span of the targets where there is one."""
-    represented = line.artifact(round_number, "projected_gradients")
-    facts = read_facts(represented)
-    vectors = line.store.read_gradients(ids, facts["fingerprint"], facts["dim"]).vectors
-    if facts["span"] is None:
-        return vectors
-    folded = np.load(represented.path / SPAN_FILE, allow_pickle=False)
-    coordinates = line.store.read_coordinates(ids, facts["span"], len(folded))
-    return join_span(vectors, coordinates, folded)
 
 
 def _plane(vectors: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,30 +46,33 @@ def problem_settings(config: LineConfig) -> dict[str, Any]:
 def load_problem(line: Line, round_number: int) -> SelectionProblem:
     """Read a round's features back as a selection problem, all answers taken to be right."""
     represented = line.artifact(round_number, "projected_gradients")
-    facts = read_facts(represented)
     candidate_ids = read_json(represented.path / "ids.json")
     history_ids = read_json(represented.path / "history.json")
     targets = split_rows(line, "targets")
-
-    folded = np.load(represented.path / SPAN_FILE, allow_pickle=False)
-
-    def features(ids: list[str]) -> Features:
-        found = line.store.read_gradients(ids, facts["fingerprint"], facts["dim"])
-        if facts["span"] is None:
-            return found
-        coordinates = line.store.read_coordinates(ids, facts["span"], len(folded))
-        return found._replace(vectors=join_span(found.vectors, coordinates, folded))
-
     return selection_problem(
         line.store.get_samples(candidate_ids),
-        features(candidate_ids),
+        read_features(line, represented, candidate_ids),
         targets,
-        features([target.sample_id for target in targets]),
-        features(history_ids).vectors if history_ids else None,
+        read_features(line, represented, [target.sample_id for target in targets]),
+        read_features(line, represented, history_ids).vectors if history_ids else None,
         history_ids=history_ids,
         trained=line.store.get_samples(selected_before(line, round_number)),
         **problem_settings(line.config),
     )
+
+
+def read_features(line: Line, represented: Artifact, ids: Sequence[str]) -> Features:
+    """Stored features of some rows, in the span of the targets where there is one.
+
+    `represented` is a round's artifact of `projected_gradients`.
+    """
+    facts = read_facts(represented)
+    found = line.store.read_gradients(ids, facts["fingerprint"], facts["dim"])
+    if facts["span"] is None:
+        return found
+    folded = np.load(represented.path / SPAN_FILE, allow_pickle=False)
+    coordinates = line.store.read_coordinates(ids, facts["span"], len(folded))
+    return found._replace(vectors=join_span(found.vectors, coordinates, folded))
 
 
 def judged_problem(line: Line, round_number: int) -> SelectionProblem:

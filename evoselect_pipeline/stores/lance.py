@@ -281,12 +281,9 @@ class LanceStore:
         """The current version of each table."""
         return {name: self.tables.open(name).version for name in sorted(self.tables.names())}
 
-    def tag_round(
-        self, line: str, round: int, versions: dict[str, int] | None = None
-    ) -> dict[str, int]:
-        """Keep the table versions that a round read (the current ones if not given), by a tag."""
-        tag = f"{line_name(line)}-r{round_key(round)}"
-        versions = versions if versions is not None else self.versions()
+    def tag_round(self, line: str, round: int) -> dict[str, int]:
+        """Keep the current table versions by a tag of the round, and return them."""
+        tag, versions = f"{line_name(line)}-r{round_key(round)}", self.versions()
         for name, version in versions.items():
             with self.tables.writing(name) as table:
                 tags = table.tags

@@ -6,6 +6,7 @@ was seen to insert a key twice when two processes merged it at once. Any number 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,6 +43,8 @@ MOST_FRAGMENTS = 200
 MOST_TABLES = 1_000
 NEVER = timedelta(days=36_500)
 CLOCK_SLACK_S = 1.0  # by which a file's time may lag behind the clock
+
+_log = logging.getLogger(__name__)
 
 
 class LanceTables:
@@ -112,14 +115,21 @@ class LanceTables:
         """Join small files once there are many; old versions, and so tags and readers, stay.
 
         Waiting until the biggest file holds less than half of the rows makes the rows rewritten
-        over a table's life grow with its size, not with its square.
+        over a table's life grow with its size, not with its square. The rows are stored already,
+        so a failure is told and no more.
         """
         pieces = table.stats()["fragment_stats"]
         many = pieces["num_fragments"] >= COMPACT_FRAGMENTS
         grown = 2 * pieces["lengths"]["max"] <= table.count_rows()
         if (many and grown) or pieces["num_fragments"] >= MOST_FRAGMENTS:
             fault("lance:compact")
-            table.optimize(cleanup_older_than=NEVER)
+            try:
+                table.optimize(cleanup_older_than=NEVER)
+            except (OSError, RuntimeError) as error:
+                _log.warning(
+                    "%s: small files of table %s could not be joined, its rows are stored: %s",
+                    *(self.directory, table.name, str(error)[:500]),
+                )
 
     def read(
         self, name: str, where: str, columns: list[str] | None = None, limit: int = ALL_ROWS

@@ -269,6 +269,7 @@ def _factors_digest(settings: ModelSettings, factors: dict[str, LoraFactors]) ->
     """Identify a proxy by its base model and the exact numbers of its adapter."""
     numbers = hashlib.sha256()
     for name, factor in sorted(factors.items()):
+        numbers.update(repr(factor.scale).encode())
         for tensor in (factor.down_ri, factor.up_ro):
             numbers.update(name.encode())
             numbers.update(tensor.float().cpu().numpy().tobytes())
