@@ -56,6 +56,7 @@ HALF = "bfloat16"
 HEAD_DIM = 512  # of what has few numbers to begin with
 BATCH_ONE = "batch 1, dense projection"
 BERGSON = "bergson"
+REFRESHED = ", refreshed proxy"
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ class Variant:
     with_span: bool = False
     dtype: str | None = None
     refreshed: bool = False  # with the trained adapter
+    peer: str | None = None  # in `PEERS`
 
 
 def variants(dim: int, prompt_weight: float, with_bergson: bool = False) -> list[Variant]:
@@ -156,14 +158,17 @@ def variants(dim: int, prompt_weight: float, with_bergson: bool = False) -> list
         Variant("LoRA training pass"),
         Variant("lora", of()),
         Variant("lora, target span", of(), with_span=True),
-        Variant("lora, refreshed proxy", of(), refreshed=True),
+        Variant(f"lora{REFRESHED}", of(), refreshed=True),
         Variant(f"lora, {HALF}", of(), dtype=HALF),
         Variant("lora, top half", of(top_layers=0.5)),
         Variant("two_sided", of(representation="two_sided")),
         Variant("lm_head", of(HEAD_DIM, representation="lm_head")),
         Variant("hidden", of(HEAD_DIM, representation="hidden")),
-        Variant(BATCH_ONE, of()),
-        *([Variant(BERGSON, of())] if with_bergson else ()),
+        *(
+            Variant(f"{peer}{REFRESHED if refreshed else ''}", of(), refreshed=refreshed, peer=peer)
+            for peer in ((BATCH_ONE, BERGSON) if with_bergson else (BATCH_ONE,))
+            for refreshed in (False, True)
+        ),
     ]
 
 
@@ -225,16 +230,20 @@ def _result(
 ) -> dict[str, Any]:
     own = np.array(seconds[variant.name])
     yardstick = YARDSTICK if variant.dtype is None else f"{YARDSTICK}, {variant.dtype}"
-    peers = [name for name in (yardstick, *PEERS) if name in seconds]
-    beside = {name: own / np.array(seconds[name]) for name in peers}
+    beside = own / np.array(seconds[yardstick])
+
+    def ratio_to(peer: str) -> float | None:
+        took = seconds.get(f"{peer}{REFRESHED if variant.refreshed else ''}")
+        return None if took is None else float(np.median(own / np.array(took)))
+
     return {
         "representation": variant.name,
         "dim": None if variant.settings is None else variant.settings.dim,
         "samples_per_s": num_rows / float(np.median(own)),
-        "ratio_to_forward_backward": float(np.median(beside[yardstick])),
-        "ratio_range": [float(beside[yardstick].min()), float(beside[yardstick].max())],
-        "ratio_to_batch1": float(np.median(beside[BATCH_ONE])),
-        "ratio_to_bergson": float(np.median(beside[BERGSON])) if BERGSON in beside else None,
+        "ratio_to_forward_backward": float(np.median(beside)),
+        "ratio_range": [float(beside.min()), float(beside.max())],
+        "ratio_to_batch1": ratio_to(BATCH_ONE),
+        "ratio_to_bergson": ratio_to(BERGSON),
         "peak_mb": peak,
     }
 
@@ -269,8 +278,8 @@ def run_of(subject: Subject, variant: Variant) -> Callable[[], None]:
                 model.zero_grad(set_to_none=True)
 
         return plain
-    if variant.name in PEERS:
-        return PEERS[variant.name](subject, variant.settings.dim)
+    if variant.peer:
+        return PEERS[variant.peer](_worn(subject, variant), variant.settings.dim)
     extractor = _extractor(subject, variant)
     span = None
     if variant.with_span:
@@ -285,8 +294,11 @@ def run_of(subject: Subject, variant: Variant) -> Callable[[], None]:
 
 def _extractor(subject: Subject, variant: Variant) -> GradientExtractor:
     assert variant.settings is not None
-    worn = subject.refreshed() if variant.refreshed else subject
-    return worn.extractor(variant.settings, variant.dtype)
+    return _worn(subject, variant).extractor(variant.settings, variant.dtype)
+
+
+def _worn(subject: Subject, variant: Variant) -> Subject:
+    return subject.refreshed() if variant.refreshed else subject
 
 
 @torch.inference_mode()
@@ -316,9 +328,8 @@ def fidelity(subject: Subject, found: Sequence[Variant]) -> dict[str, dict[str, 
     truth = {}
     represented = [(variant, variant.settings) for variant in found if variant.settings]
     for number, (variant, settings) in enumerate(represented):
-        is_peer = variant.name in PEERS  # it knows the answer's loss alone
-        weight = 0.0 if is_peer else settings.prompt_weight
-        vectors_of = _peer_vectors if is_peer else _vectors
+        weight = 0.0 if variant.peer else settings.prompt_weight  # peers know the answer's alone
+        vectors_of = _peer_vectors if variant.peer else _vectors
         own = _cosines(vectors_of(subject, variant, rows), len(subject.targets))
         pairs = zip(exact(variant.refreshed, weight), own, strict=True)
         to_targets, between = (float(spearmanr(one, other)[0]) for one, other in pairs)  # type: ignore[arg-type]
@@ -342,7 +353,8 @@ def _exact(subject: Subject, rows: Sequence[Encoded], prompt_weight: float) -> n
 
 def _peer_vectors(subject: Subject, variant: Variant, rows: Sequence[Encoded]) -> np.ndarray:
     assert variant.settings is not None
-    peer = PEERS[variant.name](subject, variant.settings.dim)
+    assert variant.peer is not None
+    peer = PEERS[variant.peer](_worn(subject, variant), variant.settings.dim)
     return torch.cat([peer.vectors([row]) for row in rows]).cpu().numpy()
 
 

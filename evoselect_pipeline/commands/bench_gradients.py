@@ -66,7 +66,7 @@ def _notes(request: GradientsRequest, report: dict[str, Any]) -> list[str]:
         " bfloat16, in it. batch 1: row by row through the unmerged adapter, then a dense"
         " projection, as LESS does it. The adapter is fresh, as in a line's rounds by default, so"
         " that only factor B has a gradient, for peers as well; refreshed proxy: a trained one, as"
-        " with `refresh_proxy`, both of whose factors have.",
+        " with `refresh_proxy`, both of whose factors have, beside peers with the same.",
         "Spearman: rank correlation of cosines with those of exact gradients of the whole adapter,"
         " between rows and targets, and between rows; of peers with those of the answer's loss"
         " alone, as they know no other. Peak: above the loaded model.",
