@@ -1,4 +1,4 @@
-"""SIGKILLs while a table's files are joined: every row is there once, and joining can go on."""
+"""Kills and full disks while files are joined: every row is there once, and joining can go on."""
 
 import random
 import shutil
@@ -6,6 +6,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import lancedb
 import pytest
 
 from evoselect_pipeline.stores import lance_tables
@@ -80,3 +81,23 @@ def test_a8_a_kill_while_files_are_joined_loses_no_row_and_doubles_none(in_piece
         assert_whole(store)
         assert pieces(store) == 1
     assert in_time, "every kill came too late"
+
+
+def test_rows_are_stored_where_their_files_cannot_be_joined_and_that_is_told(
+    tmp_path, monkeypatch, caplog
+):
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    store, count = LanceStore(Home(tmp_path)), 20
+    monkeypatch.setattr(lance_tables, "COMPACT_FRAGMENTS", 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(lancedb.table.LanceTable, "optimize", full)
+        for first in range(0, count, 5):
+            store.put_gradients(PROXY, features(ids_of(5, first), WIDTH))
+    assert store.present(PROXY, WIDTH) == set(ids_of(count))
+    told = f"table gradients_{WIDTH} could not be joined, its rows are stored: No space left"
+    assert told in caplog.text
+    assert pieces(store) == 4
+    store.put_gradients(PROXY, features(ids_of(5, count), WIDTH))
+    assert pieces(store) == 1

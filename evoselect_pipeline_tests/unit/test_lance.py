@@ -270,20 +270,6 @@ def test_a_tag_keeps_what_a_round_read_through_compaction_until_it_is_pruned(sto
     assert store.read_decisions("sums").height == 35
 
 
-def test_rows_are_stored_where_their_files_cannot_be_joined_and_that_is_told(
-    store, monkeypatch, caplog
-):
-    def full(*_, **__):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(lance_tables, "COMPACT_FRAGMENTS", 2)
-    monkeypatch.setattr(lancedb.table.LanceTable, "optimize", full)
-    for round_number in range(4):
-        store.put_decisions("sums", round_number, decisions(5))
-    assert store.read_decisions("sums").height == 20
-    assert "table decisions could not be joined, its rows are stored: No space left" in caplog.text
-
-
 def test_versions_are_kept_until_the_oldest_is_twice_as_old_as_asked(store):
     for round_number in range(3):
         store.put_decisions("sums", round_number, decisions(5))
