@@ -279,7 +279,7 @@ def run_of(subject: Subject, variant: Variant) -> Callable[[], None]:
 
         return plain
     if variant.peer:
-        return PEERS[variant.peer](_worn(subject, variant), variant.settings.dim)
+        return PEERS[variant.peer](_worn(subject, variant.refreshed), variant.settings.dim)
     extractor = _extractor(subject, variant)
     span = None
     if variant.with_span:
@@ -294,11 +294,11 @@ def run_of(subject: Subject, variant: Variant) -> Callable[[], None]:
 
 def _extractor(subject: Subject, variant: Variant) -> GradientExtractor:
     assert variant.settings is not None
-    return _worn(subject, variant).extractor(variant.settings, variant.dtype)
+    return _worn(subject, variant.refreshed).extractor(variant.settings, variant.dtype)
 
 
-def _worn(subject: Subject, variant: Variant) -> Subject:
-    return subject.refreshed() if variant.refreshed else subject
+def _worn(subject: Subject, refreshed: bool) -> Subject:
+    return subject.refreshed() if refreshed else subject
 
 
 @torch.inference_mode()
@@ -322,8 +322,8 @@ def fidelity(subject: Subject, found: Sequence[Variant]) -> dict[str, dict[str, 
 
     @cache
     def exact(refreshed: bool, prompt_weight: float) -> tuple[np.ndarray, np.ndarray]:
-        worn = subject.refreshed() if refreshed else subject
-        return _cosines(_exact(worn, rows, prompt_weight), len(subject.targets))
+        whole = _exact(_worn(subject, refreshed), rows, prompt_weight)
+        return _cosines(whole, len(subject.targets))
 
     truth = {}
     represented = [(variant, variant.settings) for variant in found if variant.settings]
@@ -354,7 +354,7 @@ def _exact(subject: Subject, rows: Sequence[Encoded], prompt_weight: float) -> n
 def _peer_vectors(subject: Subject, variant: Variant, rows: Sequence[Encoded]) -> np.ndarray:
     assert variant.settings is not None
     assert variant.peer is not None
-    peer = PEERS[variant.peer](_worn(subject, variant), variant.settings.dim)
+    peer = PEERS[variant.peer](_worn(subject, variant.refreshed), variant.settings.dim)
     return torch.cat([peer.vectors([row]) for row in rows]).cpu().numpy()
 
 

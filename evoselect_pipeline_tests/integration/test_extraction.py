@@ -1,7 +1,5 @@
 """Law: an extraction costs the rows that no earlier one has stored, interrupted or not."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -15,13 +13,9 @@ from evoselect_pipeline.rounds.line import EXTRACTION, Line, read_facts, read_js
 from evoselect_pipeline.rounds.stages import STAGES
 from evoselect_pipeline.stores.home import Home
 from evoselect_pipeline.stores.lance import LanceStore
+from evoselect_pipeline_tests.integration.test_files_line import write
 
 DIM, NUM_OLD, NUM_NEW = 64, 120, 30
-
-
-def write(path, samples):
-    rows = ({"prompt": s.prompt, "completion": s.completion} for s in samples)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture

@@ -61,12 +61,16 @@ def test_the_peers_gradient_is_the_one_that_is_sketched(subject, refreshed):
 
 
 def test_default_features_follow_exact_cosines_and_the_target_span_all_but_equals_them(subject):
-    truth = fidelity(subject, variants(REQUEST.dim, REQUEST.prompt_weight))
+    found = variants(REQUEST.dim, REQUEST.prompt_weight)
+    truth = fidelity(subject, found)
     assert truth["lora"]["spearman"] >= 0.83
     assert truth["lora, refreshed proxy"]["spearman"] >= 0.83
     assert truth["lora, target span"]["spearman"] >= 0.98
     assert truth["lora, target span"]["spearman"] > truth["lora"]["spearman"]
     assert truth["lora, target span"]["spearman_rows"] > truth["lora"]["spearman_rows"] - 0.01
+    both = [variant for variant in found if variant.name in ("lora", "lora, target span")]
+    trained = fidelity(subject.refreshed(), both)
+    assert trained["lora, target span"]["spearman_rows"] > trained["lora"]["spearman_rows"]
     assert truth["lora"]["spearman"] >= truth[BATCH_ONE]["spearman"] - 0.02
     assert truth["lora"]["spearman"] > truth["hidden"]["spearman"]
 
